@@ -1,0 +1,286 @@
+"""What every monitor shares: schedule, ranks, loggers, state and failure, said once.
+
+Three classes, each adding one thing:
+
+* :class:`ScheduledCallback`: is due at some optimizer steps, publishes readings, keeps a history.
+* :class:`Probe`: takes a measurement of its own after a due step (a Hessian, a kNN accuracy).
+* :class:`Monitor`: reads the one observation of a due step that all monitors share.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterable, Iterator
+from typing import Any, ClassVar
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from torch import Tensor
+from typing_extensions import override
+
+from lightning_sym.observe.observer import Observation, Observer, Wants
+from lightning_sym.observe.reading import Reading
+from lightning_sym.observe.schedule import Schedule, as_schedule
+
+
+def logger_step(trainer: Trainer) -> int:
+    """Return the step under which ``self.log`` of the current batch reaches the loggers."""
+    return int(trainer.fit_loop.epoch_loop._batches_that_stepped)
+
+
+class ScheduledCallback(Callback):
+    """A callback that is due at some optimizer steps and publishes what it reads there.
+
+    Readings go to every logger of the Trainer under the step of the batch they were taken from,
+    into ``trainer.callback_metrics`` on every rank (``EarlyStopping`` and ``ModelCheckpoint`` can
+    watch them) and into :attr:`history`.
+
+    Args:
+        every_n_steps: an interval in optimizer steps, or a schedule
+            (:class:`~lightning_sym.observe.schedule.LogSpaced`). Step 1 is always due.
+        strict: raise what goes wrong in here instead of warning once and going on.
+
+    Attributes:
+        history: one dict a due step: ``step`` (optimizer steps made) and every scalar by its key.
+            ``pandas.DataFrame(callback.history)`` is a table.
+    """
+
+    quantity: ClassVar[str] = ""
+
+    def __init__(self, *, every_n_steps: int | Schedule = 100, strict: bool = False) -> None:
+        self.schedule = as_schedule(every_n_steps)
+        self.strict = strict
+        self.history: list[dict[str, float]] = []
+        self._last = 0
+        self._failed: set[str] = set()
+
+    @property
+    @override
+    def state_key(self) -> str:
+        return self._generate_state_key(every_n_steps=repr(self.schedule))
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        return {"history": [dict(row) for row in self.history], "last": self._last}
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.history = [dict(row) for row in state_dict["history"]]
+        self._last = int(state_dict["last"])
+
+    def due(self, trainer: Trainer) -> bool:
+        """Return whether the optimizer step that comes next is one of the schedule's."""
+        return trainer.global_step + 1 >= self.schedule.next(self._last)
+
+    @contextlib.contextmanager
+    def guard(self, trainer: Trainer, where: str) -> Iterator[None]:
+        """Turn an exception of ours into one warning that names the place, unless ``strict``."""
+        try:
+            yield
+        except Exception as error:
+            if self.strict:
+                raise
+            if where not in self._failed:
+                self._failed.add(where)
+                rank_zero_warn(
+                    f"{type(self).__name__} failed at step {trainer.global_step} in {where}: "
+                    f"{type(error).__name__}: {error}. The fit goes on without this reading; "
+                    "pass strict=True to raise instead."
+                )
+
+    def publish(self, trainer: Trainer, readings: Iterable[Reading], *, step: int) -> None:
+        """Send readings to the history, ``callback_metrics`` and every logger.
+
+        Args:
+            trainer: the running trainer.
+            readings: what was read; equal on every rank.
+            step: the loggers' step, see :func:`logger_step`.
+        """
+        readings = list(readings)
+        scalars = {reading.key: reading.scalar for reading in readings if reading.is_scalar}
+        self.history.append({"step": trainer.global_step, **scalars})
+        trainer.callback_metrics.update({key: torch.tensor(value) for key, value in scalars.items()})
+        for logger in trainer.loggers:
+            with self.guard(trainer, f"{type(logger).__name__}"):
+                if scalars:
+                    logger.log_metrics(scalars, step=step)
+                if trainer.is_global_zero:
+                    _log_media(logger.experiment, readings, step)
+
+
+def _log_media(experiment: Any, readings: list[Reading], step: int) -> None:
+    """Draw what is not a scalar, where the logger's experiment is able to."""
+    for reading in readings:
+        if reading.is_scalar:
+            continue
+        if isinstance(reading.value, str):
+            if hasattr(experiment, "add_text"):
+                experiment.add_text(reading.key, reading.value, step)
+        elif isinstance(reading.value, Tensor):
+            values = reading.value.detach().flatten()
+            values = values[values.isfinite()]
+            if hasattr(experiment, "add_histogram") and values.numel():
+                experiment.add_histogram(reading.key, values.cpu().double(), step)
+        elif callable(reading.value) and hasattr(experiment, "add_figure"):
+            experiment.add_figure(reading.key, reading.value(), step, close=True)
+
+
+@contextlib.contextmanager
+def undisturbed(module: torch.nn.Module) -> Iterator[None]:
+    """Put back the random state and every submodule's train/eval mode on leaving.
+
+    CPU and, where the module lives on CUDA, the devices' generators. Python's and numpy's random
+    states are not used by this package and not touched.
+    """
+    devices = sorted({p.device.index or 0 for p in module.parameters() if p.device.type == "cuda"})
+    modes = [(child, child.training) for child in module.modules()]
+    with torch.random.fork_rng(devices=devices):
+        try:
+            yield
+        finally:
+            for child, mode in modes:
+                child.training = mode
+
+
+class Probe(ScheduledCallback):
+    """A callback that takes a measurement of its own after a due optimizer step.
+
+    A subclass implements :meth:`measure`. It runs on every rank at the same step; random state
+    and train/eval modes are put back around it. Gradients and buffers are the subclass's to
+    leave alone.
+    """
+
+    def __init__(self, *, every_n_steps: int | Schedule = 100, strict: bool = False) -> None:
+        super().__init__(every_n_steps=every_n_steps, strict=strict)
+        self._armed: int | None = None
+
+    def measure(self, trainer: Trainer, pl_module: LightningModule, batch: Any) -> Iterable[Reading]:
+        """Return the readings of this step; equal on every rank.
+
+        Args:
+            trainer: the running trainer; ``trainer.global_step`` steps have been made.
+            pl_module: the module being trained.
+            batch: the batch of the step just made.
+        """
+        raise NotImplementedError
+
+    @override
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        self._armed = trainer.global_step if self.due(trainer) else None
+        self._logger_step = logger_step(trainer)
+
+    @override
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if self._armed is None or trainer.global_step == self._armed:
+            return  # not due, or gradients are still being accumulated
+        self._armed = None
+        self._last = trainer.global_step
+        with self.guard(trainer, "measure"), undisturbed(pl_module):
+            readings = list(self.measure(trainer, pl_module, batch))
+            self.publish(trainer, readings, step=self._logger_step)
+
+
+class Monitor(ScheduledCallback):
+    """A callback that reads the one observation of a step that all monitors share.
+
+    A subclass names its ``quantity``, what it ``wants`` observed, and implements :meth:`read` as a
+    pure function of the observation. Hooks, precision, ranks, loggers, state and failures are
+    seen to here.
+
+    Args:
+        every_n_steps: an interval in optimizer steps, or a schedule. Step 1 is always due.
+        layers: a glob, or a list of globs, on module names. ``None``: all watchable layers, at
+            most ``max_layers`` of them, evenly spread over depth.
+        max_layers: how many layers to watch when ``layers`` is ``None``.
+        strict: raise what goes wrong in here instead of warning once and going on.
+
+    Raises:
+        ValueError: if an argument is out of its range; at fit start, if a glob matches no layer or
+            the module has none to watch.
+    """
+
+    wants: Wants = Wants()
+
+    def __init__(
+        self,
+        *,
+        every_n_steps: int | Schedule = 100,
+        layers: str | list[str] | None = None,
+        max_layers: int = 12,
+        strict: bool = False,
+    ) -> None:
+        super().__init__(every_n_steps=every_n_steps, strict=strict)
+        if layers is not None and not (
+            isinstance(layers, str) or (isinstance(layers, list | tuple) and layers)
+        ):
+            raise ValueError(f"layers must be a glob, a non-empty list of globs or None, got {layers!r}")
+        if max_layers < 1:
+            raise ValueError(f"max_layers must be at least 1, got {max_layers}")
+        self.layers = layers if layers is None or isinstance(layers, str) else list(layers)
+        self.max_layers = max_layers
+
+    def read(self, seen: Observation) -> Iterator[Reading]:
+        """Yield the readings of one observation; a pure function of it."""
+        raise NotImplementedError
+
+    @property
+    @override
+    def state_key(self) -> str:
+        return self._generate_state_key(every_n_steps=repr(self.schedule), layers=self.layers)
+
+    # The rest is plumbing: the observer does the work once for all monitors of the trainer.
+
+    @override
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage == "fit":
+            Observer.of(trainer).join(self, pl_module)
+
+    @override
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        Observer.of(trainer).start(self, trainer, pl_module)
+
+    @override
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        Observer.of(trainer).batch_start(self, trainer, pl_module, batch)
+
+    @override
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
+        Observer.of(trainer).before_optimizer_step(self)
+
+    @override
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        Observer.of(trainer).batch_end(self, trainer, pl_module)
+
+    @override
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        Observer.of(trainer).stop()
+
+    @override
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        Observer.of(trainer).stop()
+
+    @override
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        Observer.of(trainer).leave(self)
+
+    def take(self, trainer: Trainer, seen: Observation, *, step: int) -> None:
+        """Read one observation and publish it; called by the observer at a due step."""
+        self._last = trainer.global_step
+        readings: list[Reading] = []
+        began = time.perf_counter()
+        with self.guard(trainer, f"read of layer {seen.current or 'all'}"):
+            readings.extend(self.read(seen))
+        seen.seconds["spectra"] += time.perf_counter() - began
+        began = time.perf_counter()
+        self.publish(trainer, readings, step=step)
+        seen.seconds["logging"] += time.perf_counter() - began
