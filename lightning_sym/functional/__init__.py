@@ -1,1 +1,19 @@
-"""functional."""
+"""What a quantity is: tensors in, tensors out. Nothing but torch, no state, no logging."""
+
+from lightning_sym.functional.rank import (
+    effective_rank as effective_rank,
+    effective_rank_from_eigenvalues as effective_rank_from_eigenvalues,
+    numerical_rank as numerical_rank,
+    numerical_rank_from_eigenvalues as numerical_rank_from_eigenvalues,
+    participation_ratio as participation_ratio,
+    participation_ratio_from_covariance as participation_ratio_from_covariance,
+    stable_rank as stable_rank,
+)
+from lightning_sym.functional.units import (
+    dead_fraction as dead_fraction,
+    distinct_units as distinct_units,
+    dormant_fraction as dormant_fraction,
+    dormant_fraction_from_scores as dormant_fraction_from_scores,
+    dormant_scores as dormant_scores,
+    zero_units as zero_units,
+)

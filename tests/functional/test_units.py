@@ -1,0 +1,190 @@
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings, strategies as st
+
+from lightning_sym.functional import (
+    dead_fraction,
+    distinct_units,
+    dormant_fraction,
+    dormant_fraction_from_scores,
+    dormant_scores,
+    units,
+    zero_units,
+)
+
+
+def gaussian(*shape, seed=0, dtype=torch.float64):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+def slow_dormant(activations, threshold):
+    rows = activations.double().tolist()
+    means = [sum(abs(row[u]) for row in rows) / len(rows) for u in range(len(rows[0]))]
+    layer = sum(means) / len(means)
+    return sum((m / layer if layer else 0.0) <= threshold for m in means) / len(means)
+
+
+def slow_distinct(vectors, tolerance, rtol=1e-3):
+    """Union-find over pairs; ``vectors`` is a list (one a side) of lists of unit vectors."""
+
+    def agree(side, i, j):
+        norms = [math.sqrt(sum(v * v for v in vector)) for vector in side]
+        small = [norm <= rtol * max(norms) for norm in norms]
+        if small[i] or small[j]:
+            return small[i] and small[j]
+        cosine = sum(a * b for a, b in zip(side[i], side[j], strict=True)) / norms[i] / norms[j]
+        return cosine >= 1 - tolerance - 1e-12
+
+    parent = list(range(len(vectors[0])))
+
+    def root(i):
+        return i if parent[i] == i else root(parent[i])
+
+    for i in range(len(parent)):
+        for j in range(i):
+            if all(agree(side, i, j) for side in vectors):
+                parent[root(i)] = root(j)
+    return len({root(i) for i in range(len(parent))}) / len(parent)
+
+
+def test_dormant_scores_have_mean_one_and_follow_the_definition():
+    scores = dormant_scores(torch.tensor([2.0, 4.0, 0.0]))
+    torch.testing.assert_close(scores, torch.tensor([1.0, 2.0, 0.0]))
+    assert (dormant_scores(torch.zeros(3)) == 0).all()
+
+
+@pytest.mark.parametrize("threshold", [0.0, 0.025, 0.5, 1.0])
+def test_dormant_fraction_equals_its_slow_twin(threshold):
+    h = (gaussian(30, 12) * torch.logspace(0, -4, 12, dtype=torch.float64)).relu()
+    h[:, 3] = 0
+    expected = slow_dormant(h, threshold)
+    assert float(dormant_fraction(h, threshold=threshold)) == pytest.approx(expected)
+    sums = h.abs().sum(0)
+    assert float(dormant_fraction_from_scores(sums, threshold=threshold)) == pytest.approx(expected)
+    assert expected > 0
+
+
+@settings(max_examples=30, deadline=None)
+@given(n=st.integers(1, 8), u=st.integers(1, 8), seed=st.integers(0, 999), scale=st.floats(1e-6, 1e6))
+def test_dormancy_does_not_depend_on_scale_or_order(n, u, seed, scale):
+    h = gaussian(n, u, seed=seed).relu()
+    order = torch.randperm(u, generator=torch.Generator().manual_seed(seed))
+    value = dormant_fraction(h, threshold=0.3)
+    assert value == dormant_fraction((h * scale)[:, order], threshold=0.3) == slow_dormant(h, 0.3)
+    assert 0 <= value <= 1
+
+
+def test_dead_units_are_those_that_never_fire():
+    h = torch.tensor([[1.0, 0.0, 0.0, 1e-4], [0.0, 0.0, 2.0, 0.0]])
+    assert dead_fraction(h) == 0.25
+    assert dead_fraction(h, tolerance=1e-3) == 0.5
+    assert dead_fraction(torch.zeros(3, 2)) == 1
+    assert dormant_fraction(torch.zeros(3, 2)) == 1
+
+
+def test_zero_units_look_at_weights_and_bias():
+    weight = torch.tensor([[[3.0], [4.0]], [[0.0], [0.0]], [[1e-4], [0.0]]])
+    assert zero_units(weight) == pytest.approx(2 / 3)
+    assert zero_units(weight, torch.tensor([0.0, 1.0, 0.0])) == pytest.approx(1 / 3)
+    assert zero_units(weight, rtol=0.0) == pytest.approx(1 / 3)
+    assert zero_units(torch.zeros(4, 2)) == 1
+
+
+def test_distinct_units_counts_copies_once():
+    base = gaussian(5, 7)
+    weight = torch.cat([base, 3 * base[:2], -base[:1], torch.zeros(2, 7, dtype=torch.float64)])
+    # five directions, one opposite of the first, and one class of zero units
+    assert float(distinct_units(weight)) == pytest.approx(7 / 10)
+    bias = torch.zeros(10, dtype=torch.float64)
+    bias[5] = 100.0
+    assert float(distinct_units(weight, bias)) == pytest.approx(8 / 10)
+
+
+def test_outgoing_weights_tell_units_apart():
+    weight = torch.ones(3, 4)
+    outgoing = torch.tensor([[1.0, 1.0, 0.0], [0.0, 0.0, 1.0]])
+    assert float(distinct_units(weight)) == pytest.approx(1 / 3)
+    assert float(distinct_units(weight, None, outgoing)) == pytest.approx(2 / 3)
+
+
+def test_a_chain_of_agreeing_units_is_one_unit_in_any_order():
+    angles = torch.arange(10, dtype=torch.float64) * 0.1  # neighbours agree, the ends do not
+    weight = torch.stack([angles.cos(), angles.sin()], dim=1)
+    order = torch.tensor([9, 0, 5, 2, 7, 4, 1, 8, 3, 6])
+    assert float(distinct_units(weight[order])) == pytest.approx(1 / 10)
+    assert float(distinct_units(weight[order], tolerance=1e-3)) == 1
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    u=st.integers(1, 14),
+    seed=st.integers(0, 10_000),
+    tolerance=st.sampled_from([0.0, 0.01, 0.1, 0.3]),
+    block=st.sampled_from([1, 30, 2**21]),
+    with_outgoing=st.booleans(),
+)
+def test_distinct_units_equals_union_find_whatever_the_block(u, seed, tolerance, block, with_outgoing):
+    weight = gaussian(u, 2, seed=seed)
+    weight[torch.rand(u, generator=torch.Generator().manual_seed(seed)) < 0.15] = 0
+    outgoing = gaussian(2, u, seed=seed + 1)
+    sides = [weight.tolist()] + ([outgoing.T.tolist()] if with_outgoing else [])
+    before = units._CHUNK_ELEMENTS
+    try:
+        units._CHUNK_ELEMENTS = block
+        value = distinct_units(weight, None, outgoing if with_outgoing else None, tolerance=tolerance)
+        shuffled = torch.randperm(u, generator=torch.Generator().manual_seed(seed))
+        again = distinct_units(
+            weight[shuffled] * 7, None, outgoing[:, shuffled] if with_outgoing else None, tolerance=tolerance
+        )
+    finally:
+        units._CHUNK_ELEMENTS = before
+    assert float(value) == pytest.approx(slow_distinct(sides, tolerance)) == float(again)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_half_types_are_computed_in_float32(dtype):
+    weight = gaussian(6, 4).to(dtype)
+    weight[1] = weight[0]
+    assert distinct_units(weight).dtype == torch.float32
+    assert float(distinct_units(weight)) == pytest.approx(5 / 6)
+    assert zero_units(weight).dtype == dead_fraction(weight).dtype == torch.float32
+    assert dormant_fraction(weight).dtype == torch.float32
+    assert distinct_units(weight.double()).dtype == torch.float64
+    assert float(dormant_fraction(weight, threshold=0.9)) == pytest.approx(slow_dormant(weight, 0.9))
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_non_finite_input_reads_nan(bad):
+    x = gaussian(4, 3)
+    x[2, 1] = bad
+    assert dormant_fraction(x).isnan()
+    assert dead_fraction(x).isnan()
+    assert zero_units(x).isnan()
+    assert distinct_units(x).isnan()
+    assert distinct_units(gaussian(4, 3), None, x.T).isnan()
+
+
+def test_wrong_arguments_are_named():
+    x = torch.eye(3)
+    with pytest.raises(ValueError, match="mean_abs must be"):
+        dormant_scores(x)
+    with pytest.raises(ValueError, match="activations must be"):
+        dormant_fraction(x[0])
+    with pytest.raises(ValueError, match="threshold must be at least 0, got -1"):
+        dormant_fraction(x, threshold=-1)
+    with pytest.raises(ValueError, match="tolerance must be at least 0"):
+        dead_fraction(x, tolerance=-1)
+    with pytest.raises(ValueError, match="weight must be"):
+        zero_units(x[0])
+    with pytest.raises(ValueError, match="bias must be"):
+        zero_units(x, torch.zeros(2))
+    with pytest.raises(ValueError, match="rtol must be"):
+        zero_units(x, rtol=1)
+    with pytest.raises(ValueError, match="outgoing must be"):
+        distinct_units(x, None, torch.zeros(3, 2))
+    with pytest.raises(ValueError, match="tolerance must be"):
+        distinct_units(x, tolerance=1)
+    with pytest.raises(ValueError, match="rtol must be"):
+        distinct_units(x, rtol=-1)
