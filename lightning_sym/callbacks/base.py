@@ -107,7 +107,7 @@ class ScheduledCallback(Callback):
                 if scalars:
                     logger.log_metrics(scalars, step=step)
                 if trainer.is_global_zero:
-                    _log_media(logger.experiment, readings, step)
+                    _log_media(getattr(logger, "experiment", None), readings, step)
 
 
 def _log_media(experiment: Any, readings: list[Reading], step: int) -> None:

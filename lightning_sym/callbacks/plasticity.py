@@ -138,8 +138,8 @@ class PlasticityMonitor(Monitor):
                 lr=self.trainability_lr,
                 seed=self.seed,
             )
-            value = trainer.strategy.reduce(torch.tensor(value, device=pl_module.device), reduce_op="mean")
-            readings = [Reading("plasticity/trainability", float(value))]
+            shared = trainer.strategy.reduce(torch.tensor(value, device=pl_module.device), reduce_op="mean")
+            readings = [Reading("plasticity/trainability", float(shared))]
             self.publish(trainer, readings, step=logger_step(trainer) - 1)
 
     @override
