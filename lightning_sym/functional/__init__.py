@@ -1,5 +1,19 @@
 """What a quantity is: tensors in, tensors out. Nothing but torch, no state, no logging."""
 
+from lightning_sym.functional.composition import (
+    Bump as Bump,
+    Memorisation as Memorisation,
+    explained as explained,
+    factorisation as factorisation,
+    find_bump as find_bump,
+    linear_readout as linear_readout,
+    memorisation as memorisation,
+    metric_tensor as metric_tensor,
+    outer_product_rank as outer_product_rank,
+    relative_error as relative_error,
+    superposition as superposition,
+    volume_element as volume_element,
+)
 from lightning_sym.functional.rank import (
     effective_rank as effective_rank,
     effective_rank_from_eigenvalues as effective_rank_from_eigenvalues,
