@@ -1,5 +1,18 @@
 """What a quantity is: tensors in, tensors out. Nothing but torch, no state, no logging."""
 
+from lightning_sym.functional.alignment import (
+    AlignmentNull as AlignmentNull,
+    PAHExponent as PAHExponent,
+    PAHPhase as PAHPhase,
+    Relations as Relations,
+    alignment_null as alignment_null,
+    crh_relations as crh_relations,
+    matrix_alignment as matrix_alignment,
+    pah_exponent as pah_exponent,
+    pah_exponents as pah_exponents,
+    pah_phase as pah_phase,
+    second_moment as second_moment,
+)
 from lightning_sym.functional.composition import (
     Bump as Bump,
     Memorisation as Memorisation,
@@ -14,6 +27,15 @@ from lightning_sym.functional.composition import (
     superposition as superposition,
     volume_element as volume_element,
 )
+from lightning_sym.functional.nearest_mean import (
+    nearest_mean_disagreements as nearest_mean_disagreements,
+)
+from lightning_sym.functional.neural_collapse import (
+    NeuralCollapse as NeuralCollapse,
+    neural_collapse as neural_collapse,
+    neural_collapse_from_sums as neural_collapse_from_sums,
+)
+from lightning_sym.functional.power_law import PowerLaw as PowerLaw, power_law as power_law
 from lightning_sym.functional.rank import (
     effective_rank as effective_rank,
     effective_rank_from_eigenvalues as effective_rank_from_eigenvalues,

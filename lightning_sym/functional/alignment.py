@@ -1,229 +1,375 @@
-r"""Do representations, weights and gradients share one shape? The CRH and the PAH.
+"""Alignment of representations, gradients and weights: the canonical representation hypothesis.
 
-For a linear map :math:`h_b = W h_a` with per-sample gradients :math:`g_b = \partial\ell/\partial h_b`,
-:math:`g_a = W^\top g_b`, the canonical representation hypothesis says that on each side
-:math:`c \in \{a, b\}` the matrices :math:`H_c = E[h_c h_c^\top]`, :math:`G_c = E[g_c g_c^\top]` and
-:math:`Z_c` (:math:`Z_a = W^\top W`, :math:`Z_b = W W^\top`) are proportional: RGA (H and G), RWA (H and
-Z), GWA (G and Z). The polynomial alignment hypothesis weakens that to powers of one another.
-Source: Ziyin, Chuang, Galanti, Poggio (2024), arXiv 2410.03006.
+For a linear map ``h_b = W h_a`` and per-sample loss gradients ``g_b`` and ``g_a = W^T g_b``, the
+canonical representation hypothesis (CRH) says that on either side the three matrices
 
-Shape letters: N samples, D features.
+* ``H = E[h h^T]`` of the representation,
+* ``G = E[g g^T]`` of the gradient,
+* ``Z``, the weight's ``W^T W`` on the input side a and ``W W^T`` on the output side b
+
+become proportional. The polynomial alignment hypothesis (PAH) says that they become powers of each
+other. Both are from Ziyin, Chuang, Galanti & Poggio, *Formation of representations in neural
+networks* (arXiv 2410.03006).
+
+Everything here takes the matrices, which is what is left when samples were reduced to sums;
+:func:`second_moment` makes them from samples.
+
+Shape letters: N samples, D features, K directions used.
 """
 
 from __future__ import annotations
 
-import math
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from lightning_sym.functional._checks import as_matrix, as_square, nan_like
-from lightning_sym.functional.power_law import PowerLaw, power_law
+from lightning_sym.functional.power_law import power_law
 
-#: Exponents (H_a, H_b, G_b, G_a) in powers of z, the squared singular values of W, by which relation
-#: holds on the (output, input) side.
-PHASES: dict[str, tuple[float, float, float, float]] = {
-    "out:rga in:rwa": (1, 2, 2, 3),
-    "out:rga in:gwa": (-1, 0, 0, 1),
-    "out:rwa in:rga": (0, 1, -1, 0),
-    "out:rwa in:gwa": (0, 1, 0, 1),
-    "out:gwa in:rga": (2, 3, 1, 2),
-    "out:gwa in:rwa": (1, 2, 1, 2),
-    "canonical": (1, 1, 1, 1),
+#: Exponents (H_a, H_b, G_b, G_a) of the eigenvalues of Z, by the relation that holds on the output
+#: side b and the one on the input side a. ``H_b = W H_a W^T`` and ``G_a = W^T G_b W`` hold in each.
+PAH_PHASES: dict[str, tuple[int, int, int, int]] = {
+    "rga+rwa": (1, 2, 2, 3),
+    "rga+gwa": (-1, 0, 0, 1),
+    "rwa+rga": (0, 1, -1, 0),
+    "rwa+gwa": (0, 1, 0, 1),
+    "gwa+rga": (2, 3, 1, 2),
+    "gwa+rwa": (1, 2, 1, 2),
 }
 
 
-def second_moment(samples: Tensor) -> Tensor:
-    """Raw second moment ``E[x x^T]``.
+class Relations(NamedTuple):
+    """The three relations of one side of a layer, each a correlation in ``[-1, 1]``.
+
+    Attributes:
+        rga: representation and gradient, ``H ~ G``.
+        rwa: representation and weight, ``H ~ Z``.
+        gwa: gradient and weight, ``G ~ Z``.
+    """
+
+    rga: Tensor
+    rwa: Tensor
+    gwa: Tensor
+
+
+class AlignmentNull(NamedTuple):
+    """What chance gives.
+
+    Attributes:
+        mean: mean alignment over the draws.
+        std: standard deviation over the draws; NaN for a single one.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+
+class PAHExponent(NamedTuple):
+    """One matrix as a power of another.
+
+    Attributes:
+        exponent: slope of the matrix's log values over the reference's log eigenvalues.
+        low, high: its confidence interval, see :class:`~lightning_sym.functional.PowerLaw`.
+        r2: of the straight line, in ``[0, 1]``; low by construction for an exponent close to 0.
+        residual: root mean square distance from the line, in natural logarithms.
+        count: directions used.
+        off_diagonal: how much of the matrix, on those directions, the reference's eigenvectors do
+            not diagonalise, in ``[0, 1]``. The exponent means nothing if this is large.
+        decades: ``log10`` of the ratio of the largest and smallest reference eigenvalue used. An
+            exponent means nothing where the reference has a flat spectrum.
+    """
+
+    exponent: Tensor
+    low: Tensor
+    high: Tensor
+    r2: Tensor
+    residual: Tensor
+    count: int
+    off_diagonal: Tensor
+    decades: Tensor
+
+
+class PAHPhase(NamedTuple):
+    """A cell of the PAH table.
+
+    Attributes:
+        name: ``<relation on b>+<relation on a>``, ``"canonical"`` or ``"none"``.
+        distance: root mean square difference of the exponents from the table's.
+    """
+
+    name: str
+    distance: float
+
+
+def second_moment(samples: Tensor, *, moments: Literal["normalized", "raw"] = "normalized") -> Tensor:
+    r"""Second moments of samples, in the two forms that alignment is measured in.
+
+    ``"raw"`` is :math:`E[x x^\top]`, the one the theory speaks of. ``"normalized"`` is the covariance of
+    :math:`x / \lVert x \rVert`, which the seed's experiments use against outliers.
 
     Args:
-        samples: ``[N, D]``.
+        samples: float tensor ``[N, D]``; half types are computed in float32.
+        moments: which form. A zero sample has no direction and stays zero.
 
     Returns:
-        ``[D, D]``, positive semidefinite.
+        ``[D, D]``, symmetric.
+
+    Raises:
+        ValueError: if ``samples`` is not a non-empty matrix or ``moments`` is neither of the two.
 
     Example:
-        >>> second_moment(torch.tensor([[1.0, 0.0], [1.0, 2.0]]))
-        tensor([[1., 1.],
-                [1., 2.]])
+        >>> second_moment(torch.tensor([[2.0, 0.0], [0.0, 4.0]]), moments="raw")
+        tensor([[2., 0.],
+                [0., 8.]])
     """
     x_ND = as_matrix(samples, name="samples")
+    if moments not in ("normalized", "raw"):
+        raise ValueError(f"moments must be 'normalized' or 'raw', got {moments!r}")
+    if moments == "normalized":
+        norm_N = torch.linalg.vector_norm(x_ND, dim=1, keepdim=True)
+        x_ND = x_ND / torch.where(norm_N == 0, torch.ones_like(norm_N), norm_N)
+        x_ND = x_ND - x_ND.mean(dim=0)
     return x_ND.mT @ x_ND / x_ND.shape[0]
 
 
-def normalized_covariance(samples: Tensor) -> Tensor:
-    """Covariance of samples divided by their norms: the form of the paper's experiments.
-
-    Args:
-        samples: ``[N, D]``. A zero sample has no direction and stays zero.
-
-    Returns:
-        ``[D, D]``, positive semidefinite, with a trace of at most 1.
-    """
-    x_ND = as_matrix(samples, name="samples")
-    norm_N1 = torch.linalg.vector_norm(x_ND, dim=1, keepdim=True)
-    u_ND = x_ND / torch.where(norm_N1 > 0, norm_N1, torch.ones_like(norm_N1))
-    u_ND = u_ND - u_ND.mean(dim=0)
-    return u_ND.mT @ u_ND / u_ND.shape[0]
-
-
 def matrix_alignment(a: Tensor, b: Tensor) -> Tensor:
-    r"""Pearson correlation of two matrices over their entries.
+    r"""Alignment of two matrices: Pearson's correlation over their entries.
 
     .. math:: \alpha(A, B) = \frac{\sum_{ij} (A_{ij} - \bar A)(B_{ij} - \bar B)}
-        {\|A - \bar A\|_F\,\|B - \bar B\|_F}
+              {\lVert A - \bar A \rVert_F \lVert B - \bar B \rVert_F}
 
-    with scalar means :math:`\bar A, \bar B` over all entries. Large eigenvectors and the diagonal
-    dominate it: read it beside :func:`alignment_null`.
+    with the scalar means :math:`\bar A, \bar B` over all entries. The largest eigenvectors and the
+    diagonal dominate it: two unrelated covariances align as well, see :func:`alignment_null`.
 
     Args:
-        a: ``[D, D]`` (any two matrices of equal shape will do).
-        b: the same shape.
+        a: float tensor of any shape, usually ``[D, D]``; half types are computed in float32.
+        b: float tensor of the same shape.
 
     Returns:
-        Scalar ``[]`` in [-1, 1]; NaN where a matrix is constant or not finite.
+        Scalar ``[]`` in ``[-1, 1]``; NaN where a matrix is constant (there is no correlation with it) or
+        not finite.
+
+    Raises:
+        ValueError: if the shapes differ or are empty.
+
+    Example:
+        >>> matrix_alignment(torch.tensor([[2.0, 0.0], [0.0, 2.0]]), torch.eye(2))
+        tensor(1.)
+    """
+    if a.shape != b.shape or a.numel() < 1:
+        raise ValueError(f"a and b must be of one shape, got {tuple(a.shape)} and {tuple(b.shape)}")
+    dtype = torch.promote_types(torch.promote_types(a.dtype, b.dtype), torch.float32)
+    a, b = _unit_deviation(a.to(dtype)), _unit_deviation(b.to(dtype))
+    return (a * b).sum().clamp(-1, 1)
+
+
+def crh_relations(h: Tensor, g: Tensor, z: Tensor) -> Relations:
+    """The three relations of the CRH on one side of a layer.
+
+    Args:
+        h: second moment of the representation, ``[D, D]``.
+        g: second moment of the gradient, ``[D, D]``.
+        z: ``W^T W`` on the input side, ``W W^T`` on the output side, ``[D, D]``.
+
+    Returns:
+        :class:`Relations`, each a :func:`matrix_alignment`.
 
     Raises:
         ValueError: if the shapes differ.
 
     Example:
-        >>> matrix_alignment(torch.eye(2), 3 * torch.eye(2) + 1)
-        tensor(1.)
+        >>> crh_relations(torch.eye(2), 2 * torch.eye(2), torch.tensor([[0.0, 1.0], [1.0, 0.0]]))
+        Relations(rga=tensor(1.), rwa=tensor(-1.), gwa=tensor(-1.))
     """
-    if a.shape != b.shape or a.ndim != 2:
-        raise ValueError(
-            f"a and b must be matrices of equal shape, got {tuple(a.shape)} and {tuple(b.shape)}"
-        )
-    a_DD, b_DD = as_matrix(a, name="a"), as_matrix(b, name="b")
-    da_DD, db_DD = a_DD - a_DD.mean(), b_DD - b_DD.mean()
-    # A constant matrix leaves rounding behind: below this it counts as constant.
-    eps = 16 * torch.finfo(a_DD.dtype).eps
-    size_a, size_b = da_DD.norm(), db_DD.norm()
-    if not (size_a > eps * a_DD.norm() and size_b > eps * b_DD.norm()):
-        return nan_like(a_DD)
-    return ((da_DD / size_a) * (db_DD / size_b)).sum().clamp(-1.0, 1.0)
+    return Relations(matrix_alignment(h, g), matrix_alignment(h, z), matrix_alignment(g, z))
 
 
-def alignment_null(a: Tensor, b: Tensor, *, draws: int = 1, seed: int = 0) -> Tensor:
-    r"""Mean alignment after turning ``a`` by random rotations: what chance gives at these spectra.
+def alignment_null(a: Tensor, b: Tensor, *, seed: int = 0, draws: int = 8) -> AlignmentNull:
+    r"""Alignment that chance gives: :func:`matrix_alignment` of ``a`` and a randomly rotated ``b``.
 
-    .. math:: E_Q\,[\alpha(Q A Q^\top, B)], \qquad Q \text{ Haar-distributed.}
+    With :math:`Q` uniform over the orthogonal group, :math:`Q B Q^\top` keeps the spectrum of B and
+    forgets its eigenvectors. The level is above zero, since both diagonals are positive.
 
     Args:
-        a: ``[D, D]``.
-        b: ``[D, D]``.
-        draws: rotations averaged over.
-        seed: of the rotations; the global random state is not used.
+        a: symmetric float tensor ``[D, D]``; half types are computed in float32.
+        b: symmetric float tensor ``[D, D]``.
+        seed: of the rotations; the global random state is neither used nor changed.
+        draws: number of rotations. Each costs a QR decomposition of ``[D, D]``.
 
     Returns:
-        Scalar ``[]`` in [-1, 1]; NaN where :func:`matrix_alignment` is.
+        :class:`AlignmentNull`; NaN where the alignment itself is.
 
     Raises:
-        ValueError: if ``a`` and ``b`` are not square of one size, or ``draws`` is below 1.
+        ValueError: if ``a`` or ``b`` is not square, their shapes differ or ``draws`` is below 1.
+
+    Example:
+        >>> alignment_null(torch.eye(3), torch.eye(3), draws=2).mean
+        tensor(1.)
     """
+    a_DD, b_DD = as_square(a, name="a"), as_square(b, name="b")
+    if a_DD.shape != b_DD.shape:
+        raise ValueError(f"a and b must be of one shape, got {tuple(a.shape)} and {tuple(b.shape)}")
     if draws < 1:
         raise ValueError(f"draws must be at least 1, got {draws}")
-    a_DD = as_square(a, name="a")
     generator = torch.Generator().manual_seed(seed)
     levels = []
     for _ in range(draws):
-        q_DD = random_rotation(a_DD.shape[0], generator=generator).to(a_DD)
-        levels.append(matrix_alignment(q_DD @ a_DD @ q_DD.mT, b))
-    return torch.stack(levels).mean()
+        q_DD = random_rotation(a_DD.shape[0], generator=generator).to(b_DD)
+        levels.append(matrix_alignment(a_DD, q_DD @ b_DD @ q_DD.mT))
+    level = torch.stack(levels)
+    return AlignmentNull(level.mean(), level.std() if draws > 1 else nan_like(level))
 
 
 def random_rotation(size: int, *, generator: torch.Generator) -> Tensor:
-    """Return a Haar-distributed orthogonal matrix, ``[D, D]`` in float64."""
-    normal_DD = torch.randn(size, size, generator=generator, dtype=torch.float64)
-    q_DD, r_DD = torch.linalg.qr(normal_DD)
-    return q_DD * r_DD.diagonal().sign()  # without the signs, QR is not Haar
-
-
-class PowerAlignment(NamedTuple):
-    """How a matrix's eigenvalues go as powers of the weight's, in the weight's eigenbasis.
-
-    Attributes:
-        fit: the power law of ``v_i^T A v_i`` over ``z_i``.
-        off_diagonal: ``||offdiag(V^T A V)|| / ||V^T A V||`` over the directions used, in [0, 1]; the
-            exponent means little where this is large.
-    """
-
-    fit: PowerLaw
-    off_diagonal: float
-
-
-def power_alignment(
-    a: Tensor, gram: Tensor, *, rtol: float = 1e-3, resamples: int = 200, seed: int = 0
-) -> PowerAlignment:
-    r"""Exponent :math:`p` of :math:`A \sim Z^p` (polynomial alignment).
-
-    With :math:`Z = V \operatorname{diag}(z) V^\top`, regress :math:`\log v_i^\top A v_i` on
-    :math:`\log z_i` over directions with :math:`z_i >` ``rtol`` :math:`\cdot z_\max`. Raw second
-    moments belong here: normalising samples breaks :math:`H_b = W H_a W^\top`.
+    """Draw from the uniform (Haar) distribution over orthogonal matrices (Mezzadri, 2007).
 
     Args:
-        a: ``[D, D]``, :math:`H_c` or :math:`G_c`.
-        gram: ``[D, D]``, :math:`Z_c` of the same side.
-        rtol: directions of smaller relative ``z`` are left out.
-        resamples: bootstrap resamples of the directions for the interval.
-        seed: of the resampling.
+        size: D.
+        generator: source of randomness, on the CPU.
 
     Returns:
-        The fit and the off-diagonal share; NaN where ``gram`` is zero or an entry is not finite.
+        ``[D, D]``, orthogonal, float64.
+    """
+    q_DD, r_DD = torch.linalg.qr(torch.randn(size, size, generator=generator, dtype=torch.float64))
+    diagonal_D = r_DD.diagonal()
+    return q_DD * torch.where(diagonal_D < 0, -1.0, 1.0).to(q_DD)
+
+
+def pah_exponent(
+    matrix: Tensor, reference: Tensor, *, rtol: float = 1e-3, confidence: float = 0.95
+) -> PAHExponent:
+    r"""Exponent of one matrix as a power of another: the slope of PAH.
+
+    With the eigenvalues and eigenvectors :math:`(z_i, v_i)` of the reference, a line is fitted
+    through :math:`(\log z_i, \log v_i^\top A v_i)` for the directions with
+    :math:`z_i > \mathrm{rtol} \cdot z_{\max}`.
+
+    The off-diagonal fraction is that of :math:`v_i^\top A v_j` with i over the directions used and j
+    over all. Within an eigenspace of several dimensions the eigenvectors are arbitrary, and
+    the fraction with them.
+
+    Args:
+        matrix: symmetric positive semi-definite float tensor ``[D, D]``, A; raw second moments, since
+            normalised ones do not obey ``H_b = W H_a W^T``.
+        reference: symmetric positive semi-definite float tensor ``[D, D]``, often ``Z``.
+        rtol: directions of smaller reference eigenvalues, relative to the largest, are left out;
+            in ``[0, 1)``.
+        confidence: coverage of the interval, in ``(0, 1)``.
+
+    Returns:
+        :class:`PAHExponent`; all NaN with ``count`` 0 for non-finite input, NaN exponents for fewer
+        than two directions.
 
     Raises:
-        ValueError: if shapes differ or ``rtol`` is not in [0, 1).
+        ValueError: if a matrix is not square, shapes differ or a number is out of range.
 
     Example:
-        >>> z = torch.tensor([1.0, 2.0, 4.0, 8.0])
-        >>> found = power_alignment(torch.diag(z**3), torch.diag(z))
-        >>> round(found.fit.exponent, 4), found.off_diagonal
-        (3.0, 0.0)
+        >>> z = torch.diag(torch.tensor([1.0, 2.0, 4.0]))
+        >>> fit = pah_exponent(z @ z @ z, z)
+        >>> fit.exponent, fit.off_diagonal, fit.count
+        (tensor(3.), tensor(0.), 3)
     """
+    a_DD, z_DD = as_square(matrix, name="matrix"), as_square(reference, name="reference")
+    if a_DD.shape != z_DD.shape:
+        raise ValueError(
+            f"matrix and reference must be of one shape, got {tuple(a_DD.shape)} and {tuple(z_DD.shape)}"
+        )
     if not 0 <= rtol < 1:
         raise ValueError(f"rtol must be in [0, 1), got {rtol}")
-    a_DD, gram_DD = as_square(a, name="a").double(), as_square(gram, name="gram").double()
-    if a_DD.shape != gram_DD.shape:
-        raise ValueError(
-            f"a and gram must have one shape, got {tuple(a_DD.shape)} and {tuple(gram_DD.shape)}"
-        )
-    nan = float("nan")
-    if not (a_DD.isfinite().all() and gram_DD.isfinite().all() and gram_DD.norm() > 0):
-        return PowerAlignment(PowerLaw(nan, nan, nan, nan, nan, 0), nan)
-    z_D, v_DD = torch.linalg.eigh(gram_DD)
-    used_D = z_D > rtol * z_D[-1]
-    v_DD, z_D = v_DD[:, used_D], z_D[used_D]
-    turned = v_DD.mT @ a_DD @ v_DD
-    diagonal_D = turned.diagonal()
-    size = turned.norm()
-    rest = turned - torch.diag(diagonal_D)
-    off = float(rest.norm() / size) if size > 0 else nan
-    return PowerAlignment(power_law(z_D, diagonal_D, resamples=resamples, seed=seed), off)
+    if not (a_DD.isfinite().all() and z_DD.isfinite().all()):
+        power_law(a_DD.new_empty(0), a_DD.new_empty(0), confidence=confidence)  # checks its argument
+        nan = nan_like(a_DD)
+        return PAHExponent(nan, nan, nan, nan, nan, 0, nan, nan)
+    z_D, v_DD = torch.linalg.eigh(z_DD)
+    v_DD = v_DD.to(a_DD)
+    used_D = z_D > z_D[-1] * max(rtol, torch.finfo(z_D.dtype).eps * len(z_D))
+    used_D &= z_D[-1] > 0
+    z_K = z_D[used_D]
+    rows_KD = v_DD[:, used_D].mT @ a_DD @ v_DD
+    a_K = rows_KD[torch.arange(len(z_K), device=used_D.device), used_D.nonzero()[:, 0]]
+    # Of a value that is rounding of larger ones only the size is known, not the logarithm.
+    floor = a_DD.norm() * torch.finfo(a_DD.dtype).eps * len(z_D)
+    fit = power_law(z_K, torch.where(a_K > floor, a_K, 0.0), confidence=confidence)
+    whole = rows_KD.square().sum()
+    off = (whole - a_K.square().sum()).clamp_min(0) / torch.where(whole > 0, whole, 1.0)
+    off = torch.where(off > 4 * torch.finfo(off.dtype).eps, off, 0.0).sqrt()  # 0 - 0, rounded
+    decades = (z_K[-1] / z_K[0]).log10() if len(z_K) else nan_like(z_D)
+    return PAHExponent(fit.exponent, fit.low, fit.high, fit.r2, fit.residual, fit.count, off, decades.to(off))
 
 
-def nearest_phase(h_a: float, h_b: float, g_b: float, g_a: float) -> tuple[str, float]:
-    """Return the phase of the PAH table whose exponents are nearest.
+def pah_exponents(
+    h: Tensor, g: Tensor, z: Tensor, *, rtol: float = 1e-3, confidence: float = 0.95
+) -> dict[str, PAHExponent]:
+    """The three PAH exponents of one side of a layer.
 
     Args:
-        h_a: exponent of ``H_a`` in powers of z; likewise the other three.
-        h_b: exponent of ``H_b``.
-        g_b: exponent of ``G_b``.
-        g_a: exponent of ``G_a``.
+        h: raw second moment of the representation, ``[D, D]``.
+        g: raw second moment of the gradient, ``[D, D]``.
+        z: ``W^T W`` on the input side, ``W W^T`` on the output side, ``[D, D]``.
+        rtol: see :func:`pah_exponent`.
+        confidence: coverage of the intervals, in ``(0, 1)``.
 
     Returns:
-        The phase's name (which relation holds on which side; ``canonical`` when all do) and the
-        largest deviation of an exponent from it; ``("unknown", nan)`` if one is NaN.
+        Under ``"rwa"`` H as a power of Z, under ``"gwa"`` G as a power of Z and under ``"rga"`` H as a
+        power of G.
+
+    Raises:
+        ValueError: if a matrix is not square, shapes differ or a number is out of range.
 
     Example:
-        >>> nearest_phase(1.1, 2.0, 1.9, 3.0)
-        ('out:rga in:rwa', 0.1...)
+        >>> z = torch.diag(torch.tensor([1.0, 2.0, 4.0]))
+        >>> {key: round(float(fit.exponent), 3) for key, fit in pah_exponents(z @ z, z, z).items()}
+        {'rga': 2.0, 'rwa': 2.0, 'gwa': 1.0}
     """
-    found = (h_a, h_b, g_b, g_a)
-    if any(math.isnan(value) for value in found):
-        return "unknown", float("nan")
+    return {
+        "rga": pah_exponent(h, g, rtol=rtol, confidence=confidence),
+        "rwa": pah_exponent(h, z, rtol=rtol, confidence=confidence),
+        "gwa": pah_exponent(g, z, rtol=rtol, confidence=confidence),
+    }
+
+
+def pah_phase(
+    *, h_a: float, h_b: float, g_b: float, g_a: float, decades: float | None = None, flat: float = 0.3
+) -> PAHPhase:
+    """The cell of the PAH table that a layer's four exponents of Z are nearest to.
+
+    Args:
+        h_a: exponent of the representation on the input side.
+        h_b: exponent of the representation on the output side.
+        g_b: exponent of the gradient on the output side.
+        g_a: exponent of the gradient on the input side.
+        decades: spread of the eigenvalues of Z, see :class:`PAHExponent`. Where one relation holds on
+            both sides, Z is a projection (the CRH itself); exponents have no meaning then.
+        flat: spectra of at most so many decades are the canonical phase.
+
+    Returns:
+        :class:`PAHPhase`; ``"canonical"`` with distance 0 for a flat spectrum; ``"none"`` with a NaN
+        distance where an exponent is not finite.
+
+    Example:
+        >>> pah_phase(h_a=0.1, h_b=1.1, g_b=0.1, g_a=1.1)
+        PAHPhase(name='rwa+gwa', distance=0.1...)
+    """
+    if decades is not None and float(decades) <= flat:
+        return PAHPhase("canonical", 0.0)
+    found = torch.tensor([float(h_a), float(h_b), float(g_b), float(g_a)], dtype=torch.float64)
+    if not found.isfinite().all():
+        return PAHPhase("none", float("nan"))
     distances = {
-        name: max(abs(x - y) for x, y in zip(found, phase, strict=True)) for name, phase in PHASES.items()
+        name: float((found - torch.tensor(row, dtype=torch.float64)).square().mean().sqrt())
+        for name, row in PAH_PHASES.items()
     }
     name = min(distances, key=distances.__getitem__)
-    return name, distances[name]
+    return PAHPhase(name, distances[name])
+
+
+def _unit_deviation(a: Tensor) -> Tensor:
+    """Entries less their mean, of unit norm; NaN if what the mean leaves is rounding."""
+    size = a.detach().abs().max()
+    a = a / torch.where(size > 0, size, torch.ones_like(size))  # so that no square over- or underflows
+    deviation = a - a.mean()
+    norm = torch.linalg.vector_norm(deviation)
+    rounding = torch.finfo(a.dtype).eps * a.numel() ** 0.5
+    # Infinite or NaN entries have made the deviation NaN by now.
+    return torch.where(norm <= rounding, torch.nan, deviation / torch.where(norm == 0, 1.0, norm))

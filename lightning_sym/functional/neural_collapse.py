@@ -1,6 +1,9 @@
-r"""Neural collapse of a classifier's penultimate features (Papyan, Han, Donoho, 2020, arXiv 2008.08186).
+"""Neural collapse: do a classifier's features shrink to one point a class, in a regular simplex?
 
-Shape letters: N samples, D features, K classes.
+The four measures of Papyan, Han & Donoho, *Prevalence of neural collapse during the terminal phase
+of deep learning training* (2020). Classes without a sample are left out of all of them.
+
+Shape letters: N samples, D features, K classes, C classes that have samples.
 """
 
 from __future__ import annotations
@@ -10,27 +13,35 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lightning_sym.functional._checks import as_matrix
+from lightning_sym.functional._checks import as_matrix, as_real, as_square, nan_like
 
 
 class NeuralCollapse(NamedTuple):
-    r"""The four measures; each is 0 at complete neural collapse.
+    r"""The measures of neural collapse; each is 0 at full collapse.
+
+    With the class means :math:`\mu_c`, their mean :math:`\mu_G` and the centred means
+    :math:`m_c = \mu_c - \mu_G`:
 
     Attributes:
-        nc1: :math:`\operatorname{tr}(\Sigma_W \Sigma_B^+) / K`, variability within classes over that
-            between them, in [0, inf); NaN with fewer than two classes or equal class means.
-        nc2: :math:`\| M M^\top / \|M M^\top\|_F - (I - 11^\top / K)/\sqrt{K - 1} \|_F` of the centred
-            class means :math:`M`, in [0, 2]: distance from a simplex equiangular tight frame.
-        nc3: :math:`\| W / \|W\|_F - M / \|M\|_F \|_F` for the classifier's weight, in [0, 2]; NaN
-            without a weight.
-        nc4: share of samples whose nearest class mean is not the classifier's choice, in [0, 1]; NaN
-            without a weight.
+        nc1: within-class variability
+            :math:`\operatorname{tr}(\Sigma_W \Sigma_B^\dagger) / C`, at least 0; infinite when all
+            class means coincide. :math:`\Sigma_W` averages over samples, :math:`\Sigma_B` over classes.
+        nc2: distance from the largest possible angles, the mean over pairs of
+            :math:`|\cos(m_c, m_{c'}) + 1/(C - 1)|`, in ``[0, 1 + 1/(C-1)]``.
+        nc2_angles: standard deviation of those cosines (equal angles).
+        nc2_norms: standard deviation over mean of :math:`\lVert m_c \rVert` (equal norms).
+        nc3: self-duality, :math:`\lVert W/\lVert W\rVert_F - M/\lVert M\rVert_F \rVert_F^2` with the
+            :math:`m_c` as rows of M, in ``[0, 4]``; ``None`` without a weight.
+        nc4: share of samples on which the classifier disagrees with the nearest class mean, in
+            ``[0, 1]``; ``None`` without a weight, and from sums, where single samples are gone.
     """
 
     nc1: Tensor
     nc2: Tensor
-    nc3: Tensor
-    nc4: Tensor
+    nc2_angles: Tensor
+    nc2_norms: Tensor
+    nc3: Tensor | None
+    nc4: Tensor | None
 
 
 def neural_collapse(
@@ -41,108 +52,170 @@ def neural_collapse(
     *,
     num_classes: int | None = None,
 ) -> NeuralCollapse:
-    """Measure neural collapse on a batch.
+    """Neural collapse of penultimate features.
+
+    The paper's data are balanced. Otherwise its global mean would lean towards large classes; the
+    mean of class means used here equals it for balanced data and treats classes alike.
+
+    A class of few samples looks collapsed: NC1 of one sample a class is 0.
 
     Args:
-        features: ``[N, D]``, the inputs of the classifier layer.
-        labels: ``[N]``, integers in [0, K). Classes that do not occur are left out.
-        weight: ``[K, D]`` of the classifier layer.
-        bias: ``[K]`` of the classifier layer.
-        num_classes: K; by default ``weight``'s rows, or the largest label and one.
+        features: float tensor ``[N, D]``, the classifier's input; half types are computed in float32.
+        labels: integer tensor ``[N]`` with values in ``[0, K)``.
+        weight: classifier weight ``[K, D]``, for NC3 and NC4.
+        bias: classifier bias ``[K]``, for NC4.
+        num_classes: K; the weight's, or the largest label plus one if ``None``.
 
     Returns:
-        The four measures as scalars ``[]``.
+        :class:`NeuralCollapse`; NaN for fewer than two classes with samples or non-finite features.
 
     Raises:
         ValueError: if shapes do not fit or a label is out of range.
+        TypeError: if the labels are not integers.
 
     Example:
-        >>> neural_collapse(torch.eye(3), torch.arange(3), torch.eye(3) - 1 / 3).nc3
+        >>> x = torch.tensor([[1.0, 0.0], [1.0, 0.0], [-1.0, 0.0], [-1.0, 0.0]])
+        >>> neural_collapse(x, torch.tensor([0, 0, 1, 1]), torch.tensor([[2.0, 0.0], [-2.0, 0.0]])).nc3
         tensor(0.)
     """
-    h_ND = as_matrix(features, name="features")
-    if labels.shape != h_ND.shape[:1]:
-        raise ValueError(f"labels must be [N={h_ND.shape[0]}], got {tuple(labels.shape)}")
+    x_ND = as_matrix(features, name="features")
+    if labels.dtype.is_floating_point or labels.dtype.is_complex or labels.dtype == torch.bool:
+        raise TypeError(f"labels must be integers, got {labels.dtype}")
+    if labels.shape != x_ND.shape[:1]:
+        raise ValueError(f"labels must be [N={x_ND.shape[0]}], got {tuple(labels.shape)}")
+    labels_N = labels.long()
     if num_classes is None:
-        num_classes = weight.shape[0] if weight is not None else int(labels.max()) + 1
-    if labels.min() < 0 or labels.max() >= num_classes:
+        num_classes = int(labels_N.max()) + 1 if weight is None else weight.shape[0]
+    if int(labels_N.min()) < 0 or int(labels_N.max()) >= num_classes:
         raise ValueError(
-            f"labels must be in [0, {num_classes}), got {int(labels.min())} to {int(labels.max())}"
+            f"labels must be in [0, {num_classes}), got {int(labels_N.min())} to {int(labels_N.max())}"
         )
-    counts_K = torch.zeros(num_classes, dtype=h_ND.dtype, device=h_ND.device)
-    counts_K = counts_K.index_add(0, labels, torch.ones_like(h_ND[:, 0]))
-    sums_KD = torch.zeros(num_classes, h_ND.shape[1], dtype=h_ND.dtype, device=h_ND.device)
-    sums_KD = sums_KD.index_add(0, labels, h_ND)
-    nc4 = torch.full_like(counts_K.sum(), float("nan"))
-    if weight is not None:
-        wrong = class_disagreements(h_ND, counts_K, sums_KD, weight, bias)
-        nc4 = wrong / h_ND.shape[0]
-    found = neural_collapse_from_sums(counts_K, sums_KD, h_ND.mT @ h_ND, weight)
-    return found._replace(nc4=nc4)
+    weight_KD, bias_K = _classifier(weight, bias, classes=num_classes, width=x_ND.shape[1])
+    count_K = torch.zeros(num_classes, dtype=x_ND.dtype, device=x_ND.device)
+    count_K = count_K.index_add(0, labels_N, torch.ones_like(x_ND[:, 0]))
+    mean_KD = x_ND.new_zeros(num_classes, x_ND.shape[1]).index_add(0, labels_N, x_ND)
+    mean_KD = mean_KD / count_K.clamp_min(1)[:, None]
+    within_ND = x_ND - mean_KD[labels_N]
+    within_DD = within_ND.mT @ within_ND / len(x_ND)
+    present_K = count_K > 0
+    result = _measures(mean_KD[present_K], within_DD, _rows(weight_KD, present_K))
+    if weight_KD is None or result.nc1.isnan():
+        return result if weight_KD is None else result._replace(nc4=nan_like(x_ND))
+    logits_NK = x_ND @ weight_KD.to(x_ND).mT
+    if bias_K is not None:
+        logits_NK = logits_NK + bias_K.to(x_ND)
+    distance_NK = torch.cdist(x_ND, mean_KD, compute_mode="donot_use_mm_for_euclid_dist")
+    nearest_N = torch.where(present_K, distance_NK, torch.inf).argmin(dim=1)
+    return result._replace(nc4=(logits_NK.argmax(dim=1) != nearest_N).to(x_ND.dtype).mean())
 
 
 def neural_collapse_from_sums(
-    counts: Tensor, sums: Tensor, second: Tensor, weight: Tensor | None = None
+    class_counts: Tensor,
+    class_sums: Tensor,
+    second_sum: Tensor,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
 ) -> NeuralCollapse:
-    """Measure neural collapse from sums over samples, which add up over batches and ranks.
+    """Neural collapse from sums over samples, which add up over batches and ranks.
 
     Args:
-        counts: ``[K]``, samples of each class.
-        sums: ``[K, D]``, sum of the features of each class.
-        second: ``[D, D]``, sum of ``h h^T`` over all samples.
-        weight: ``[K, D]`` of the classifier layer.
+        class_counts: samples of each class, ``[K]``.
+        class_sums: sum of the features of each class, ``[K, D]``.
+        second_sum: sum of ``x x^T`` over the samples of all classes, ``[D, D]``; float64 unless means
+            are small against spreads, since the class means are subtracted from it.
+        weight: classifier weight ``[K, D]``, for NC3.
+        bias: accepted so that a layer's parameters can be passed on; no measure here depends on it.
 
     Returns:
-        The measures; ``nc4`` needs the samples themselves and is NaN, see :func:`class_disagreements`.
+        :class:`NeuralCollapse`, with ``nc4`` always ``None``; NaN for fewer than two classes with
+        samples or non-finite sums.
+
+    Raises:
+        ValueError: if shapes do not fit.
+
+    Example:
+        >>> sums = torch.tensor([[2.0, 0.0], [-2.0, 0.0]])
+        >>> second = torch.tensor([[4.0, 0.0], [0.0, 0.0]])
+        >>> neural_collapse_from_sums(torch.tensor([2.0, 2.0]), sums, second).nc1
+        tensor(0.)
     """
-    seen_K = counts > 0
-    counts_K, sums_KD = counts[seen_K], sums[seen_K]
-    k = len(counts_K)
-    nan = torch.full_like(second[0, 0], float("nan"))
-    if k < 2:
-        return NeuralCollapse(nan, nan, nan, nan)
-    means_KD = sums_KD / counts_K[:, None]
-    centered_KD = means_KD - means_KD.mean(dim=0)
-    if not centered_KD.norm() > 16 * torch.finfo(second.dtype).eps * means_KD.norm():
-        return NeuralCollapse(nan, nan, nan, nan)
-    n = counts_K.sum()
-    within_DD = (second - (means_KD * counts_K[:, None]).mT @ means_KD) / n
-    # tr(S_W S_B^+) over the at most K - 1 directions of S_B = M^T M / K.
-    _, s_K, v_KD = torch.linalg.svd(centered_KD / k**0.5, full_matrices=False)
-    used_K = s_K > s_K[0] * 1e-6
-    v_KD, s_K = v_KD[used_K], s_K[used_K]
-    nc1 = (((v_KD @ within_DD) * v_KD).sum(dim=1).clamp_min(0.0) / s_K.square()).sum() / k
-    gram_KK = centered_KD @ centered_KD.mT
-    simplex_KK = (torch.eye(k, dtype=gram_KK.dtype, device=gram_KK.device) - 1 / k) / (k - 1) ** 0.5
-    nc2 = (gram_KK / gram_KK.norm() - simplex_KK).norm()
-    nc3 = nan
-    if weight is not None:
-        w_KD = weight.detach().to(centered_KD)[seen_K]
-        if w_KD.norm() > 0:
-            nc3 = (w_KD / w_KD.norm() - centered_KD / centered_KD.norm()).norm()
-    return NeuralCollapse(nc1, nc2, nc3, nan)
+    sum_KD = as_matrix(class_sums, name="class_sums")
+    second_DD = as_square(second_sum, name="second_sum")
+    if class_counts.shape != sum_KD.shape[:1]:
+        raise ValueError(f"class_counts must be [K={sum_KD.shape[0]}], got {tuple(class_counts.shape)}")
+    if second_DD.shape[0] != sum_KD.shape[1]:
+        raise ValueError(f"second_sum must be [D={sum_KD.shape[1]}, D], got {tuple(second_DD.shape)}")
+    weight_KD, _ = _classifier(weight, bias, classes=sum_KD.shape[0], width=sum_KD.shape[1])
+    count_K = class_counts.to(sum_KD)
+    present_K = count_K > 0
+    mean_CD = sum_KD[present_K] / count_K[present_K, None]
+    between_DD = mean_CD.mT @ (mean_CD * count_K[present_K, None])
+    within_DD = (second_DD - between_DD.to(second_DD)) / count_K.sum().clamp_min(1).to(second_DD)
+    return _measures(mean_CD, within_DD.to(mean_CD), _rows(weight_KD, present_K))
 
 
-def class_disagreements(
-    features: Tensor, counts: Tensor, sums: Tensor, weight: Tensor, bias: Tensor | None = None
-) -> Tensor:
-    """Count samples whose nearest class mean is not what the classifier says.
+def _classifier(
+    weight: Tensor | None, bias: Tensor | None, *, classes: int, width: int
+) -> tuple[Tensor | None, Tensor | None]:
+    if weight is not None and weight.shape != (classes, width):
+        raise ValueError(f"weight must be [K={classes}, D={width}], got {tuple(weight.shape)}")
+    if bias is not None and bias.shape != (classes,):
+        raise ValueError(f"bias must be [K={classes}], got {tuple(bias.shape)}")
+    return None if weight is None else as_real(weight), None if bias is None else as_real(bias)
 
-    Args:
-        features: ``[N, D]``.
-        counts: ``[K]``, samples of each class behind the class means.
-        sums: ``[K, D]``, their features' sums.
-        weight: ``[K, D]`` of the classifier layer.
-        bias: ``[K]`` of the classifier layer.
 
-    Returns:
-        Scalar ``[]``: a count in [0, N]. Among classes with no sample neither side may choose.
-    """
-    seen_K = counts > 0
-    means_KD = sums[seen_K] / counts[seen_K][:, None]
-    h_ND = features.to(means_KD)
-    logits_NK = h_ND @ weight.detach().to(h_ND)[seen_K].mT
-    if bias is not None:
-        logits_NK = logits_NK + bias.detach().to(h_ND)[seen_K]
-    nearest_N = torch.cdist(h_ND, means_KD, compute_mode="donot_use_mm_for_euclid_dist").argmin(dim=1)
-    return (nearest_N != logits_NK.argmax(dim=1)).sum().to(h_ND.dtype)
+def _rows(weight_KD: Tensor | None, present_K: Tensor) -> Tensor | None:
+    return None if weight_KD is None else weight_KD[present_K]
+
+
+def _measures(mean_CD: Tensor, within_DD: Tensor, weight_CD: Tensor | None) -> NeuralCollapse:
+    classes = mean_CD.shape[0]
+    if classes < 2 or not (mean_CD.isfinite().all() and within_DD.isfinite().all()):
+        nan = nan_like(within_DD)
+        return NeuralCollapse(nan, nan, nan, nan, None if weight_CD is None else nan, None)
+    m_CD = mean_CD - mean_CD.mean(dim=0)
+    # Below this, what is left of the centred means is rounding.
+    floor = mean_CD.detach().abs().max() * torch.finfo(m_CD.dtype).eps * m_CD.numel() ** 0.5
+    return NeuralCollapse(
+        _variability(m_CD, within_DD, floor), *_simplex(m_CD, floor), _duality(m_CD, weight_CD, floor), None
+    )
+
+
+def _variability(m_CD: Tensor, within_DD: Tensor, floor: Tensor) -> Tensor:
+    """NC1; the pseudo-inverse acts on at most C - 1 directions, those of the centred means."""
+    classes = m_CD.shape[0]
+    _, sigma_R, v_RD = torch.linalg.svd(m_CD, full_matrices=False)
+    cut = torch.maximum(floor, sigma_R[0].detach() * torch.finfo(m_CD.dtype).eps * max(m_CD.shape))
+    kept = int((sigma_R > cut)[: classes - 1].sum())
+    if not kept:
+        return within_DD.new_full((), torch.inf)
+    v_RD, sigma_R = v_RD[:kept], sigma_R[:kept]
+    inside_R = ((v_RD @ within_DD) * v_RD).sum(dim=1)
+    return (inside_R / sigma_R.square()).sum().clamp_min(0)  # C Sigma_W / (C sigma^2): C cancels
+
+
+def _simplex(m_CD: Tensor, floor: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """NC2: angles from the largest, spread of angles, spread of norms."""
+    norm_C = torch.linalg.vector_norm(m_CD, dim=1)
+    classes = m_CD.shape[0]
+    if not norm_C.max() > floor:
+        nan = nan_like(m_CD)
+        return nan, nan, nan
+    unit_CD = m_CD / torch.where(norm_C > 0, norm_C, 1.0)[:, None]
+    one, other = torch.triu_indices(classes, classes, 1, device=m_CD.device)
+    cosine_P = (unit_CD @ unit_CD.mT)[one, other]
+    return (
+        (cosine_P + 1 / (classes - 1)).abs().mean(),
+        cosine_P.std(correction=0),
+        norm_C.std(correction=0) / norm_C.mean(),
+    )
+
+
+def _duality(m_CD: Tensor, weight_CD: Tensor | None, floor: Tensor) -> Tensor | None:
+    if weight_CD is None:
+        return None
+    weight_CD = weight_CD.to(m_CD)
+    w_size, m_size = weight_CD.norm(), m_CD.norm()
+    if not (w_size > 0 and m_size > floor):
+        return nan_like(m_CD)
+    return (weight_CD / w_size - m_CD / m_size).square().sum()
