@@ -1,1 +1,7 @@
-"""callbacks."""
+"""Callbacks to add to a ``Trainer``: monitors that only watch, and techniques that change training."""
+
+from lightning_sym.callbacks.alignment import AlignmentMonitor as AlignmentMonitor
+from lightning_sym.callbacks.base import Monitor as Monitor, Probe as Probe
+from lightning_sym.callbacks.collapse import CollapseMonitor as CollapseMonitor
+from lightning_sym.callbacks.plasticity import PlasticityMonitor as PlasticityMonitor
+from lightning_sym.callbacks.presets import monitors as monitors

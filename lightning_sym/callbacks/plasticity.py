@@ -106,7 +106,7 @@ class PlasticityMonitor(Monitor):
             scores = dormant_fraction_from_scores(layer.mean_activity, threshold=self.threshold)
             yield "dormant_units", float(scores)
             yield "dead_units", float((layer.live == 0).double().mean())
-        yield "weight_norm", float(layer.blocks.double().norm())
+        yield "weight_norm", layer.weight_norm
         if layer.relative_update is not None:
             yield "relative_update", layer.relative_update
         if layer.zero_gradients is not None:

@@ -34,7 +34,7 @@ def clean_name(name: str) -> str:
     return ".".join(part for part in name.split(".") if part not in wrappers)
 
 
-def _local(tensor: Tensor) -> Tensor:
+def local(tensor: Tensor) -> Tensor:
     """Return a plain detached tensor; a sharded one is gathered, on every rank alike."""
     tensor = tensor.detach()
     gather = getattr(tensor, "full_tensor", None)
@@ -98,7 +98,7 @@ class Layer:
 
     def blocks(self) -> Tensor:
         """Return a detached copy of the weight, ``[G, O / G, A / G]``; an embedding's is ``[1, V, O]``."""
-        weight = self.slice(_local(self.parameter())).clone()
+        weight = self.slice(local(self.parameter())).clone()
         return weight.reshape(self.groups, weight.shape[0] // self.groups, -1)
 
     def bias(self) -> Tensor | None:
@@ -110,7 +110,7 @@ class Layer:
             bias = module.out_proj.bias  # type: ignore[union-attr]
         else:
             bias = module.in_proj_bias
-        return None if bias is None else self.slice(_local(bias)).clone()  # type: ignore[arg-type]
+        return None if bias is None else self.slice(local(bias)).clone()  # type: ignore[arg-type]
 
     def input_rows(self, x: Tensor, positions: int | None) -> Tensor:
         """Return the input side as samples, ``[N, A]``, at most ``positions`` of them per sample."""
@@ -214,6 +214,38 @@ def _watchable(root: nn.Module) -> Iterator[Layer]:
             yield Layer(name, module, None, width, module.out_channels, module.groups)
         elif isinstance(module, nn.Embedding):
             yield Layer(name, module, None, 0, module.embedding_dim)
+
+
+#: Modules that pass units on one by one, in place.
+_UNITWISE = (
+    *(nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.SELU, nn.GELU, nn.SiLU, nn.Mish, nn.Tanh, nn.Sigmoid),
+    *(nn.Softplus, nn.Hardtanh, nn.Hardswish, nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d),
+    *(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.MaxPool1d, nn.MaxPool2d, nn.AvgPool2d),
+    *(nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d),
+)
+
+
+def readers(root: nn.Module) -> dict[nn.Module, nn.Module]:
+    """Return which layer alone reads a layer's units, where an ``nn.Sequential`` makes that plain."""
+    found: dict[nn.Module, nn.Module] = {}
+    for sequential in root.modules():
+        if type(sequential) is not nn.Sequential:
+            continue
+        last: nn.Module | None = None
+        for child in sequential:
+            same = type(child) in (nn.Linear, *CONVOLUTIONS) and getattr(child, "groups", 1) == 1
+            if same:
+                width = getattr(child, "in_features", None) or getattr(child, "in_channels", None)
+                if last is not None and width == _out_units(last):
+                    found[last] = child
+                last = child
+            elif type(child) not in _UNITWISE:
+                last = None
+    return found
+
+
+def _out_units(module: nn.Module) -> int:
+    return int(getattr(module, "out_features", None) or module.out_channels)  # type: ignore[arg-type]
 
 
 def choose_layers(

@@ -8,16 +8,28 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
-from lightning_sym.observe.moments import Stream, accumulation_dtype
+from lightning_sym.observe.moments import Stream, accumulation_dtype, kept_features
 
 if TYPE_CHECKING:
     from lightning_sym.observe.layers import Layer
     from lightning_sym.observe.recorder import Recorder
+
+
+class ClassSums(NamedTuple):
+    """Sums of a head's inputs: ``counts [K]``, ``sums [K, A]``, ``second [A, A]``.
+
+    ``disagreements`` counts samples nearest to another class mean than the head's choice.
+    """
+
+    counts: Tensor
+    sums: Tensor
+    second: Tensor
+    disagreements: float
 
 
 class LayerObservation:
@@ -37,11 +49,15 @@ class LayerObservation:
         live: share of samples and positions at which each input unit is not zero, or None.
         relative_update: ``||W_after - W_before|| / ||W_before||``, or None.
         zero_gradients: share of exact zeros in the weight's gradient, or None if it had none.
-        class_counts, class_sums, class_second: sums of the input by class, or None.
+        classes: sums of the input by class, of the classifier's head, or None.
+        outgoing: weight of the one layer that reads this layer's units, ``[M, O, ...]``, where that
+            is plain from an ``nn.Sequential``, or None.
+        weight_norm: Frobenius norm of the weight before the step.
     """
 
     def __init__(self, recorder: Recorder, *, updates: bool) -> None:
         layer = recorder.layer
+        self._max_width = recorder.wants.max_width
         self.layer: Layer = layer
         self.name = layer.name
         self.calls = int(recorder.calls)
@@ -60,15 +76,19 @@ class LayerObservation:
         self.live = recorder.activity[1] / count if count and recorder.activity.numel() else None
         zeros, entries = (float(v) for v in recorder.zero_gradients)
         self.zero_gradients = zeros / entries if entries else None
-        classes = bool(recorder.class_counts.sum() > 0)
-        self.class_counts = recorder.class_counts if classes else None
-        self.class_sums = recorder.class_sums if classes else None
-        self.class_second = recorder.class_second if classes else None
+        self.classes: ClassSums | None = None
+        if recorder.class_counts.sum() > 0:
+            self.classes = ClassSums(
+                recorder.class_counts,
+                recorder.class_sums,
+                recorder.class_second,
+                float(recorder.disagreements),
+            )
+        self.outgoing = recorder.outgoing
+        self.weight_norm = _norm(self.blocks)
         self.relative_update: float | None = None
-        if updates:
-            after, before = layer.blocks().double(), self.blocks.double()
-            size = before.norm()
-            self.relative_update = float((after - before).norm() / size) if size > 0 else None
+        if updates and self.weight_norm > 0:
+            self.relative_update = _norm(layer.blocks() - self.blocks) / self.weight_norm
 
     @property
     def nonfinite(self) -> float:
@@ -82,10 +102,17 @@ class LayerObservation:
 
     @cached_property
     def weight_singular_values(self) -> Tensor:
-        """Singular values of W (of all its blocks), descending."""
+        """Singular values of W (of all its blocks), descending.
+
+        Where the shorter side is wider than ``max_width``, of a fixed random subset of its rows.
+        """
         blocks = self._exact_blocks
-        wide = blocks.shape[1] <= blocks.shape[2]
-        gram = blocks @ blocks.mT if wide else blocks.mT @ blocks
+        if blocks.shape[1] > blocks.shape[2]:
+            blocks = blocks.mT
+        keep = kept_features(blocks.shape[1], self._max_width)
+        if keep is not None:
+            blocks = blocks[:, keep.to(blocks.device)]
+        gram = blocks @ blocks.mT
         values = torch.linalg.eigvalsh(gram).flatten().clamp_min(0.0).sqrt()
         return values.sort(descending=True).values
 
@@ -112,9 +139,21 @@ class LayerObservation:
             grams["in"] = columns_OK.mT @ columns_OK
         out = self.outputs or self.output_gradients
         if out is not None:
-            gram = torch.block_diag(*(blocks @ blocks.mT))
-            grams["out"] = gram if out.keep is None else gram[out.keep][:, out.keep]
+            grams["out"] = _row_gram(blocks, out.keep)
         return grams
+
+
+def _norm(tensor: Tensor) -> float:
+    return float(torch.linalg.vector_norm(tensor, dtype=accumulation_dtype(tensor.device)))
+
+
+def _row_gram(blocks: Tensor, keep: Tensor | None) -> Tensor:
+    """Return ``W W^T`` of the kept rows of a block-diagonal matrix, ``[K, K]``."""
+    groups, rows, _ = blocks.shape
+    index = torch.arange(groups * rows, device=blocks.device) if keep is None else keep
+    chosen = blocks.flatten(0, 1)[index]
+    group = index // rows
+    return torch.where(group[:, None] == group, chosen @ chosen.mT, 0.0)
 
 
 @dataclass

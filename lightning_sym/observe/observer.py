@@ -14,7 +14,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 
-from lightning_sym.observe.layers import Layer, choose_layers
+from lightning_sym.observe.layers import Layer, choose_layers, readers
 from lightning_sym.observe.moments import Moments
 from lightning_sym.observe.observation import LayerObservation, Observation
 from lightning_sym.observe.recorder import Recorder, has_compiled
@@ -31,6 +31,7 @@ class Wants:
         activity: mean size and liveness of each input unit.
         updates: relative size of the optimizer's step.
         zero_gradients: share of exact zeros in the weight's gradient.
+        outgoing: the weight of the layer that reads this layer's units, where that is plain.
         targets: where the labels are in a batch: an index, a key or a function of the batch.
         max_positions: positions per sample that count as samples (None: all).
         max_width: widest moment matrix (None: no limit).
@@ -43,6 +44,7 @@ class Wants:
     activity: bool = False
     updates: bool = False
     zero_gradients: bool = False
+    outgoing: bool = False
     targets: Targets = None
     max_positions: int | None = 16
     max_width: int | None = 512
@@ -188,6 +190,7 @@ class Observer:
         self._head = self._find_head(chosen) if wants.targets is not None else None
         if has_compiled(module):
             self._stance = torch.compiler.set_stance("force_eager")
+        reads = readers(module) if wants.outgoing else {}
         for name, layer in chosen.items():
             recorder = Recorder(
                 layer,
@@ -198,6 +201,7 @@ class Observer:
                 labels=lambda: find_targets(self._batch, self._wants.targets),
                 classes=layer.out_features if name == self._head else 0,
                 seconds=self.seconds,
+                reader=reads.get(layer.module) if layer.part is None else None,
             )
             recorder.attach()
             self._recorders[name] = recorder
@@ -228,6 +232,11 @@ class Observer:
         self.seconds["hooks"] += time.perf_counter() - began
         began = time.perf_counter()
         _sum_over_ranks([tensor for recorder in recorders for tensor in recorder.tensors()])
+        if self._head is not None:
+            # The class means are known only now; one more small sum, where targets are asked for.
+            head = next(r for r in recorders if r.layer.name == self._head)
+            head.count_disagreements()
+            _sum_over_ranks([head.disagreements])
         self.seconds["reduction"] += time.perf_counter() - began
         self._report_errors(recorders, due, trainer.global_step)
         began = time.perf_counter()

@@ -8,7 +8,7 @@ What is awkward about hooks is settled here:
 * Output gradients come from ``output.register_hook``: right with in-place activations, where full
   backward hooks are not.
 * ``nn.MultiheadAttention`` calls no sub-module: its products are caught on their way to
-  ``F.linear``.
+  ``F.linear``, for which a stand-in is put up while it runs.
 * Nothing here raises into the user's step: an error is kept for the observer to report.
 
 Shape letters: N samples, A input width, O output width, U input units, K kept features.
@@ -24,14 +24,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.overrides import TorchFunctionMode
 
-from lightning_sym.observe.layers import Layer, clean_name
+from lightning_sym.functional.nearest_mean import nearest_mean_disagreements
+from lightning_sym.observe.layers import ATTENTION_PARTS, Layer, local
 from lightning_sym.observe.moments import Moments, Sums, accumulation_dtype, kept_features
 
 if TYPE_CHECKING:
     from lightning_sym.observe.observer import Wants
 
+#: Widest output for which W W^T is formed to get gradient norms.
+LARGEST_GRAM = 1024
 SIDES = ("inputs", "outputs", "input_gradients", "output_gradients")
 
 
@@ -60,6 +62,7 @@ class Recorder:
         labels: returns the labels of the current micro-batch, or None.
         classes: number of classes, for the per-class sums of the head's input.
         seconds: where time is booked.
+        reader: the layer that alone reads this layer's units, if known.
     """
 
     def __init__(
@@ -73,6 +76,7 @@ class Recorder:
         labels: Callable[[], Tensor | None],
         classes: int,
         seconds: dict[str, float],
+        reader: nn.Module | None = None,
     ) -> None:
         self.layer, self.wants = layer, wants
         self.max_positions = max_positions
@@ -84,6 +88,7 @@ class Recorder:
         dtype = accumulation_dtype(device)
         self.blocks = layer.blocks()
         self.bias = layer.bias()
+        self.outgoing = None if reader is None else local(reader.weight).clone()  # type: ignore[arg-type]
         widths = (layer.in_features, layer.out_features) * 2
         self.sums: dict[str, Sums] = {}
         for side, width in zip(SIDES, widths, strict=True):
@@ -101,8 +106,9 @@ class Recorder:
         self.class_counts = torch.zeros(classes, dtype=dtype, device=device)
         self.class_sums = torch.zeros(classes, width, dtype=dtype, device=device)
         self.class_second = torch.zeros(width, width, dtype=dtype, device=device)
-        self._backward_weight: tuple[Tensor, Tensor] | None = None
-        self._mode: _AttentionMode | None = None
+        self.disagreements = torch.zeros(1, dtype=dtype, device=device)
+        self._features: list[Tensor] = []  # of the head, until its class means are known
+        self._backward_weight: tuple[Tensor, Tensor | None] | None = None
         self._handles: list[Any] = []
 
     def attach(self) -> None:
@@ -112,7 +118,7 @@ class Recorder:
             self._handles.append(module.register_forward_hook(self._forward))
         else:
             self._handles.append(module.register_forward_pre_hook(self._enter))
-            # always_call: a mode left on the stack by an exception would haunt the whole process.
+            # always_call: an exception must not leave our stand-in for F.linear behind.
             self._handles.append(module.register_forward_hook(self._leave, always_call=True))
 
     def detach(self) -> None:
@@ -147,13 +153,24 @@ class Recorder:
     # -- attention ---------------------------------------------------------------------------
 
     def _enter(self, module: nn.Module, args: Any) -> None:
-        self._mode = _AttentionMode(self)
-        self._mode.__enter__()
+        _linear_calls.enter(self)
 
     def _leave(self, *_: Any) -> None:
-        if self._mode is not None:
-            mode, self._mode = self._mode, None
-            mode.__exit__(None, None, None)
+        _linear_calls.leave(self)
+
+    def see_product(self, x: Tensor, weight: Tensor, result: Tensor) -> None:
+        """Take in ``result = F.linear(x, weight)`` if the weight is, or holds, this projection's."""
+        owner = weight._base if weight._base is not None else weight
+        parameter = self.layer.parameter()
+        if owner is not parameter:
+            return
+        # A packed product holds several projections: a slice of its rows is ours.
+        offset = (weight.storage_offset() - parameter.storage_offset()) // weight.shape[1]
+        packed = parameter.shape[0] > self.layer.out_features
+        first = ATTENTION_PARTS.index(self.layer.part) * self.layer.out_features if packed else 0  # type: ignore[arg-type]
+        start = first - offset
+        if 0 <= start < weight.shape[0]:
+            self.see(x, result, part=slice(start, start + self.layer.out_features))
 
     # -- samples -----------------------------------------------------------------------------
 
@@ -162,15 +179,17 @@ class Recorder:
         if isinstance(output, Tensor):
             self.see(x if isinstance(x, Tensor) else None, output)
 
-    def see(self, x: Tensor | None, output: Tensor) -> None:
-        """Take in one call of the layer."""
+    def see(self, x: Tensor | None, output: Tensor, *, part: slice = slice(None)) -> None:
+        """Take in one call of the layer, whose output is ``output[..., part]``."""
         began = time.perf_counter()
         try:
             with _aside(output.device.type):
                 if not in_backward():
-                    self._take_values(x, output)
+                    self._take_values(x, output if self.layer.part is None else output[..., part])
             if output.requires_grad and (self.wants.input_gradients or self.wants.output_gradients):
-                output.register_hook(self._gradient)
+                # The hook goes on the output itself: a slice of it has no part in the graph.
+                whole = self.layer.part is None
+                output.register_hook(lambda g: self._gradient(g if whole else g[..., part]))
         except Exception as error:
             self.error = self.error or error
         finally:
@@ -215,6 +234,16 @@ class Recorder:
         self.class_counts.index_add_(0, labels, torch.ones_like(x[:, 0]))
         self.class_sums.index_add_(0, labels, x)
         self.class_second.addmm_(x.mT, x)
+        self._features.append(x)
+
+    def count_disagreements(self) -> None:
+        """Count samples nearest to another class mean than the head says; the means are global by now."""
+        weight = self.blocks[0]
+        for x in self._features:
+            self.disagreements += nearest_mean_disagreements(
+                x, self.class_counts, self.class_sums, weight, self.bias
+            )
+        self._features = []
 
     def _gradient(self, gradient: Tensor) -> None:
         began = time.perf_counter()
@@ -234,13 +263,28 @@ class Recorder:
     def _take_input_gradients(self, g_NO: Tensor) -> None:
         """Add ``g_a = W^T g_b``; of a wide side only the kept features are ever formed."""
         sums = self.sums["input_gradients"]
+        if sums.keep is None:
+            sums.add(_through_blocks(g_NO, self.blocks))
+            return
         if self._backward_weight is None:
             blocks = self.blocks.to(g_NO.dtype)
-            gram = torch.block_diag(*(blocks @ blocks.mT))  # W W^T, so that ||g_a|| needs no g_a
+            # ||g_a|| from W W^T needs no g_a; a vocabulary-sized W W^T would be worse than g_a.
+            small = self.layer.out_features <= LARGEST_GRAM
+            gram = torch.block_diag(*(blocks @ blocks.mT)) if small else None
             self._backward_weight = dense_columns(blocks, sums.keep), gram
         weight_OK, gram_OO = self._backward_weight
-        norm_N = ((g_NO @ gram_OO) * g_NO).sum(dim=1).clamp_min(0.0).sqrt()
-        sums.add(g_NO @ weight_OK, norm_N=norm_N)
+        if gram_OO is not None:
+            norm_N = ((g_NO @ gram_OO) * g_NO).sum(dim=1).clamp_min(0.0).sqrt()
+            sums.add(g_NO @ weight_OK, norm_N=norm_N)
+        else:
+            sums.add(_through_blocks(g_NO, self.blocks))
+
+
+def _through_blocks(g_NO: Tensor, blocks: Tensor) -> Tensor:
+    """Return ``g_b W`` for a block-diagonal W, ``[N, A]``."""
+    groups, rows, _ = blocks.shape
+    g_GNO = g_NO.unflatten(1, (groups, rows)).transpose(0, 1)
+    return (g_GNO @ blocks.to(g_NO.dtype)).transpose(0, 1).flatten(1)
 
 
 def dense_columns(blocks: Tensor, keep: Tensor | None) -> Tensor:
@@ -255,48 +299,37 @@ def dense_columns(blocks: Tensor, keep: Tensor | None) -> Tensor:
     return dense.flatten(0, 1)
 
 
-class _AttentionMode(TorchFunctionMode):
-    """Hands the recorder those ``F.linear`` calls that use its projection's weight."""
+class _LinearCalls:
+    """Shows ``F.linear`` calls to recorders while an attention module of theirs runs.
 
-    def __init__(self, recorder: Recorder) -> None:
-        super().__init__()
-        self.recorder = recorder
-        layer = recorder.layer
-        self.parameter = layer.parameter()
-        self.rows = layer.out_features
-        packed = layer.part != "out_proj" and layer.module.in_proj_weight is not None
-        self.first = ("q_proj", "k_proj", "v_proj").index(layer.part) * self.rows if packed else 0  # type: ignore[arg-type]
+    ``nn.MultiheadAttention`` calls no sub-module, and a torch function mode sees its whole forward as
+    one call: what is left is to stand in for ``F.linear``, in the module that looks it up, for that long.
+    Calls with other weights, from other threads too, go through untouched.
+    """
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        if func is F.linear and len(args) >= 2 and isinstance(result, Tensor):
-            x, weight = args[0], args[1]
-            owner = weight._base if weight._base is not None else weight
-            if owner is self.parameter:
-                offset = (weight.storage_offset() - self.parameter.storage_offset()) // weight.shape[1]
-                start = self.first - offset
-                if 0 <= start < weight.shape[0]:
-                    # A packed product holds several projections: a slice shares its graph.
-                    self._split(x, result, start, weight.shape[0])
+    def __init__(self) -> None:
+        self.recorders: list[Recorder] = []
+        self._plain: Callable[..., Tensor] = F.linear
+
+    def enter(self, recorder: Recorder) -> None:
+        if not self.recorders:
+            self._plain, F.linear = F.linear, self._linear  # type: ignore[assignment]
+        self.recorders.append(recorder)
+
+    def leave(self, recorder: Recorder) -> None:
+        if recorder in self.recorders:
+            self.recorders.remove(recorder)
+            if not self.recorders:
+                F.linear = self._plain  # type: ignore[assignment]
+
+    def _linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        result = self._plain(x, weight, bias)
+        for recorder in self.recorders:
+            recorder.see_product(x, weight, result)
         return result
 
-    def _split(self, x: Tensor, result: Tensor, start: int, rows: int) -> None:
-        recorder = self.recorder
-        if rows == self.rows:
-            recorder.see(x, result)
-            return
-        part = slice(start, start + self.rows)
-        began = time.perf_counter()
-        try:
-            with _aside(result.device.type):
-                if not in_backward():
-                    recorder._take_values(x, result[..., part])
-            if result.requires_grad and (recorder.wants.input_gradients or recorder.wants.output_gradients):
-                result.register_hook(lambda gradient: recorder._gradient(gradient[..., part]))
-        except Exception as error:
-            recorder.error = recorder.error or error
-        finally:
-            recorder.seconds["moments"] += time.perf_counter() - began
+
+_linear_calls = _LinearCalls()
 
 
 def has_compiled(module: nn.Module) -> bool:
@@ -307,4 +340,4 @@ def has_compiled(module: nn.Module) -> bool:
     )
 
 
-__all__ = ["SIDES", "Recorder", "clean_name", "dense_columns", "has_compiled", "in_backward"]
+__all__ = ["SIDES", "Recorder", "dense_columns", "has_compiled", "in_backward"]
