@@ -57,7 +57,7 @@ def test_folders_are_read(tmp_path, data):
 def test_nothing_to_read_is_said(tmp_path, data):
     with pytest.raises(FileNotFoundError, match="has no images in folders of classes"):
         data.load_images(tmp_path)
-    with pytest.raises(FileNotFoundError, match="neither an .npz file nor a folder"):
+    with pytest.raises(FileNotFoundError, match=r"neither an \.npz file nor a folder"):
         data.load_images(tmp_path / "missing")
 
 

@@ -1,0 +1,241 @@
+"""Self-supervised training on views: one backbone, one projector, a loss of two embeddings.
+
+Shape letters: B batch, F representation width, D embedding dimensions.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Literal
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from torch import Tensor
+from typing_extensions import override
+
+from lightning_sym.losses._pairs import PairLoss
+from lightning_sym.modules import _parts
+
+
+class JointEmbedding(LightningModule):
+    """A LightningModule that pulls the embeddings of a sample's views together.
+
+    A batch is ``(views, labels)`` with ``views`` a list of two or more ``[B, C, H, W]``; labels are
+    not used. With more than two views the loss is the mean over all pairs. Works with
+    ``Trainer(sync_batchnorm=True)``, in any precision and on any number of ranks: the loss is of the
+    global batch.
+
+    Args:
+        loss: the loss of two embeddings ``[B, D]``.
+        backbone: name of a timm model, or a module that maps images to ``[B, F]``.
+        projector: widths of the projector's layers, the embedding's last; empty: none.
+        small_images: a ResNet's stem for images of about 32 pixels.
+        features: F, for a backbone that is a module.
+        backbone_options: passed to ``timm.create_model``.
+        optimizer: a ``torch.optim`` name, ``"lars"`` or an optimizer class.
+        optimizer_options: passed to it, ``{"momentum": 0.9}`` say.
+        lr: peak learning rate. None: ``base_lr`` times the global batch size over 256.
+        weight_decay: of weights; biases and normalisation layers have none.
+        warmup_epochs: epochs of linear warm-up, at most a tenth of the run.
+        schedule: ``"cosine"`` down from the peak, or ``"constant"``: no warm-up either.
+        final_lr_share: share of the peak the cosine ends at.
+        init_scale: multiplies every parameter once at the start. Below one it sharpens the steps in
+            which dimensions are learned; layers followed by a normalisation do not feel it.
+        joint_forward: one forward pass of all views, so that they share their batch statistics.
+        compile: run the backbone compiled.
+        rank_check: what to do about a batch whose centred embeddings cannot have full rank
+            (global batch size minus one below D) under a loss that asks for it: the papers
+            train like this themselves (2048 samples, 8192 dimensions), hence a warning by default.
+
+    Raises:
+        ValueError: if a name or a size is wrong; before training starts, if batches have one
+            sample, or for ``rank_check="error"``.
+    """
+
+    base_lr: ClassVar[float] = 0.2
+
+    def __init__(
+        self,
+        loss: PairLoss,
+        backbone: str | torch.nn.Module = "resnet18",
+        *,
+        projector: Sequence[int] = (2048, 2048, 2048),
+        small_images: bool = False,
+        features: int | None = None,
+        backbone_options: Mapping[str, Any] | None = None,
+        optimizer: str | type[torch.optim.Optimizer] = "lars",
+        optimizer_options: Mapping[str, Any] | None = None,
+        lr: float | None = None,
+        weight_decay: float = 1e-6,
+        warmup_epochs: float = 10.0,
+        schedule: Literal["cosine", "constant"] = "cosine",
+        final_lr_share: float = 0.0,
+        init_scale: float = 1.0,
+        joint_forward: bool = False,
+        compile: bool = False,
+        rank_check: Literal["warn", "error", "off"] = "warn",
+    ) -> None:
+        super().__init__()
+        _check_options(lr, weight_decay, warmup_epochs, schedule, final_lr_share, init_scale, rank_check)
+        _parts.optimizer_class(optimizer)
+        self.loss = loss
+        if isinstance(backbone, str):
+            self.backbone, width = _parts.backbone(
+                backbone, small_images=small_images, **(backbone_options or {})
+            )
+        elif features is None:
+            raise ValueError("features must be given with a backbone that is a module, got None")
+        else:
+            self.backbone, width = backbone, features
+        self.projector = _parts.projector(width, projector)
+        self.dimensions = projector[-1] if len(projector) else width
+        self.optimizer = optimizer
+        self.optimizer_options = dict(optimizer_options or {})
+        self.lr, self.weight_decay = lr, weight_decay
+        self.warmup_epochs, self.schedule, self.final_lr_share = warmup_epochs, schedule, final_lr_share
+        self.joint_forward, self.compile_backbone, self.rank_check = joint_forward, compile, rank_check
+        with torch.no_grad():
+            for parameter in self.parameters():
+                parameter.mul_(init_scale)
+
+    @override
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the representation of images, ``[B, C, H, W]`` to ``[B, F]``."""
+        return self.backbone(x)
+
+    def embed(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the representation ``[B, F]`` and the embedding ``[B, D]`` of images."""
+        representation = self.backbone(x)
+        return representation, self.projector(representation)
+
+    @override
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        """Return the mean loss over all pairs of views, and log it as ``train_loss``."""
+        loss = self.views_loss(batch)
+        self.log("train_loss", loss, prog_bar=True, batch_size=1)  # of the global batch: equal on ranks
+        return loss
+
+    def views_loss(self, batch: Any) -> Tensor:
+        """Return the mean loss over all pairs of views of a batch.
+
+        Raises:
+            ValueError: if the batch is not ``(views, labels)`` with two views at least.
+        """
+        views = batch[0]
+        if not isinstance(views, list | tuple) or len(views) < 2:
+            found = f"{len(views)} view" if isinstance(views, list | tuple) else f"a {type(views).__name__}"
+            raise ValueError(f"a batch must be (views, labels) with at least 2 views in a list, got {found}")
+        if self.joint_forward and len({view.shape for view in views}) == 1:
+            embeddings = list(self.embed(torch.cat(list(views)))[1].chunk(len(views)))
+        else:
+            embeddings = [self.embed(view)[1] for view in views]
+        losses = [self.loss(a, b) for a, b in itertools.combinations(embeddings, 2)]
+        return torch.stack(losses).mean()
+
+    @override
+    def setup(self, stage: str) -> None:
+        if self.compile_backbone and stage == "fit":
+            self.backbone.compile()  # in place: names in checkpoints stay as they are
+
+    @override
+    def configure_optimizers(self) -> Any:
+        trainer = self.trainer
+        total = trainer.estimated_stepping_batches  # loads the data: batch sizes are known from here
+        per_rank = _batch_size(trainer.train_dataloader)
+        batch = None if per_rank is None else per_rank * trainer.world_size
+        self._check_batch(batch)
+        lr = self.lr
+        if lr is None:
+            if batch is None:
+                raise ValueError("lr must be given where the loader does not tell its batch size, got None")
+            lr = self.base_lr * batch * trainer.accumulate_grad_batches / 256
+        made = _parts.optimizer(
+            self.optimizer,
+            self.named_parameters(),
+            lr=lr,
+            weight_decay=self.weight_decay,
+            options=self.optimizer_options,
+        )
+        if self.schedule == "constant":
+            return made
+        per_epoch = trainer.num_training_batches / trainer.accumulate_grad_batches
+        warmup = self.warmup_epochs * per_epoch if math.isfinite(per_epoch) else math.inf
+        warmup = min(warmup, 0.1 * total)
+        if math.isinf(warmup):
+            raise ValueError(
+                "warmup_epochs and the cosine need a run of known length: set max_steps or max_epochs, "
+                "or schedule='constant'"
+            )
+
+        def share(step: int) -> float:
+            return _parts.warmup_cosine(step, warmup=int(warmup), total=total, final=self.final_lr_share)
+
+        scheduler = torch.optim.lr_scheduler.LambdaLR(made, share)
+        return {"optimizer": made, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def _check_batch(self, batch: int | None) -> None:
+        """Raise or warn, before the first step, about batches the loss can do nothing with."""
+        if batch is None:
+            return
+        if batch < 2:
+            raise ValueError(f"batch_size must be at least 2 over all ranks, got {batch}: no pair of samples")
+        loader = self.trainer.train_dataloader
+        if self.trainer.world_size == 1 and not getattr(loader, "drop_last", True):
+            left = _length(loader) % batch
+            if left == 1:
+                raise ValueError(
+                    f"batch_size {batch} leaves a last batch of one sample; set drop_last=True or change it"
+                )
+        if self.rank_check != "off" and self.loss.whitening and batch - 1 < self.dimensions:
+            message = (
+                f"an embedding of {self.dimensions} dimensions is above the rank {batch - 1} of a "
+                f"centred batch of {batch}: the loss cannot fall below what "
+                f"{self.dimensions - batch + 1} unlearned dimensions cost. Raise batch_size, or end projector in a smaller width"
+            )
+            if self.rank_check == "error":
+                raise ValueError(message)
+            rank_zero_warn(message)
+
+
+def _check_options(
+    lr: float | None,
+    weight_decay: float,
+    warmup_epochs: float,
+    schedule: str,
+    final_lr_share: float,
+    init_scale: float,
+    rank_check: str,
+) -> None:
+    if lr is not None and not lr > 0:
+        raise ValueError(f"lr must be positive, got {lr!r}")
+    if not init_scale > 0:
+        raise ValueError(f"init_scale must be positive, got {init_scale!r}")
+    if not weight_decay >= 0:
+        raise ValueError(f"weight_decay must be at least 0, got {weight_decay!r}")
+    if not warmup_epochs >= 0:
+        raise ValueError(f"warmup_epochs must be at least 0, got {warmup_epochs!r}")
+    if not 0 <= final_lr_share <= 1:
+        raise ValueError(f"final_lr_share must be in [0, 1], got {final_lr_share!r}")
+    if schedule not in ("cosine", "constant"):
+        raise ValueError(f"schedule must be 'cosine' or 'constant', got {schedule!r}")
+    if rank_check not in ("warn", "error", "off"):
+        raise ValueError(f"rank_check must be 'warn', 'error' or 'off', got {rank_check!r}")
+
+
+def _batch_size(loader: Any) -> int | None:
+    """Return a loader's batch size on this rank, if it tells."""
+    size = getattr(loader, "batch_size", None)
+    if size is None:
+        size = getattr(getattr(loader, "batch_sampler", None), "batch_size", None)
+    return size if isinstance(size, int) else None
+
+
+def _length(loader: Any) -> int:
+    """Return the samples a loader goes through in an epoch, 0 if it does not tell."""
+    try:
+        return len(loader.sampler)
+    except (AttributeError, TypeError):
+        return 0
