@@ -1,1 +1,6 @@
-"""datamodules."""
+"""Data for what the callbacks watch."""
+
+from lightning_sym.datamodules.gaussian_bumps import (
+    GaussianBumpsDataModule as GaussianBumpsDataModule,
+    gaussian_bumps as gaussian_bumps,
+)
