@@ -75,7 +75,8 @@ class PAHExponent(NamedTuple):
         residual: root mean square distance from the line, in natural logarithms.
         count: directions used.
         off_diagonal: how much of the matrix, on those directions, the reference's eigenvectors do
-            not diagonalise, in ``[0, 1]``. The exponent means nothing if this is large.
+            not diagonalise, in ``[0, 1]``; NaN where it is zero there. The exponent means nothing if
+            this is large.
         decades: ``log10`` of the ratio of the largest and smallest reference eigenvalue used. An
             exponent means nothing where the reference has a flat spectrum.
     """
@@ -85,7 +86,7 @@ class PAHExponent(NamedTuple):
     high: Tensor
     r2: Tensor
     residual: Tensor
-    count: int
+    count: int  # type: ignore[assignment]  # hides tuple.count, which nobody asks a fit for
     off_diagonal: Tensor
     decades: Tensor
 
@@ -285,15 +286,15 @@ def pah_exponent(
     v_DD = v_DD.to(a_DD)
     used_D = z_D > z_D[-1] * max(rtol, torch.finfo(z_D.dtype).eps * len(z_D))
     used_D &= z_D[-1] > 0
-    z_K = z_D[used_D]
-    rows_KD = v_DD[:, used_D].mT @ a_DD @ v_DD
-    a_K = rows_KD[torch.arange(len(z_K), device=used_D.device), used_D.nonzero()[:, 0]]
+    z_K, v_DK = z_D[used_D], v_DD[:, used_D]
+    turned_DK = a_DD @ v_DK
+    a_K = (v_DK * turned_DK).sum(dim=0)
     # Of a value that is rounding of larger ones only the size is known, not the logarithm.
     floor = a_DD.norm() * torch.finfo(a_DD.dtype).eps * len(z_D)
     fit = power_law(z_K, torch.where(a_K > floor, a_K, 0.0), confidence=confidence)
-    whole = rows_KD.square().sum()
-    off = (whole - a_K.square().sum()).clamp_min(0) / torch.where(whole > 0, whole, 1.0)
-    off = torch.where(off > 4 * torch.finfo(off.dtype).eps, off, 0.0).sqrt()  # 0 - 0, rounded
+    whole = turned_DK.norm()
+    off = (turned_DK - v_DK * a_K).norm() / torch.where(whole > 0, whole, 1.0)
+    off = torch.where(whole > floor, off, nan_like(off))
     decades = (z_K[-1] / z_K[0]).log10() if len(z_K) else nan_like(z_D)
     return PAHExponent(fit.exponent, fit.low, fit.high, fit.r2, fit.residual, fit.count, off, decades.to(off))
 

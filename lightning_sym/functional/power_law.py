@@ -35,7 +35,7 @@ class PowerLaw(NamedTuple):
     r2: Tensor
     residual: Tensor
     prefactor: Tensor
-    count: int
+    count: int  # type: ignore[assignment]  # hides tuple.count, which nobody asks a fit for
 
 
 def power_law(x: Tensor, y: Tensor, *, confidence: float = 0.95) -> PowerLaw:
