@@ -1,13 +1,19 @@
 """LightningModules ready to fit."""
 
 from lightning_sym.modules.barlow_twins import BarlowTwins
+from lightning_sym.modules.bump_decoders import MLPDecoder, PositionMLPDecoder, TransposedConvDecoder
+from lightning_sym.modules.bump_embedding import EmbeddingDecoder
 from lightning_sym.modules.joint_embedding import JointEmbedding
 from lightning_sym.modules.simclr import SimCLR
 from lightning_sym.modules.vicreg import VICReg
 
 __all__ = [
     "BarlowTwins",
+    "EmbeddingDecoder",
     "JointEmbedding",
+    "MLPDecoder",
+    "PositionMLPDecoder",
     "SimCLR",
+    "TransposedConvDecoder",
     "VICReg",
 ]
