@@ -193,7 +193,8 @@ class JointEmbedding(LightningModule):
             message = (
                 f"an embedding of {self.dimensions} dimensions is above the rank {batch - 1} of a "
                 f"centred batch of {batch}: the loss cannot fall below what "
-                f"{self.dimensions - batch + 1} unlearned dimensions cost. Raise batch_size, or end projector in a smaller width"
+                f"{self.dimensions - batch + 1} unlearned dimensions cost. Raise batch_size, or end "
+                "projector in a smaller width"
             )
             if self.rank_check == "error":
                 raise ValueError(message)
