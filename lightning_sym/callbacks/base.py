@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, ClassVar
 
 import torch
@@ -54,6 +54,8 @@ class ScheduledCallback(Callback):
         self.strict = strict
         self.history: list[dict[str, float]] = []
         self._last = 0
+        self._stride = 1  # optimizer steps of the last batch: several optimizers make several
+        self._previous: int | None = None
         self._failed: set[str] = set()
 
     @property
@@ -63,25 +65,34 @@ class ScheduledCallback(Callback):
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        return {"history": [dict(row) for row in self.history], "last": self._last}
+        return {"history": [dict(row) for row in self.history], "last": self._last, "stride": self._stride}
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.history = [dict(row) for row in state_dict["history"]]
         self._last = int(state_dict["last"])
+        self._stride = int(state_dict["stride"])
 
     def due(self, trainer: Trainer) -> bool:
-        """Return whether the optimizer step that comes next is one of the schedule's."""
-        return trainer.global_step + 1 >= self.schedule.next(self._last)
+        """Return whether an optimizer step of the coming batch is one of the schedule's.
+
+        To be asked once a batch: a batch is taken to make as many steps as the last one did.
+        """
+        step = trainer.global_step
+        if self._previous is not None:
+            self._stride = max(1, step - self._previous)
+        self._previous = step
+        return step + self._stride >= self.schedule.next(self._last)
 
     @contextlib.contextmanager
-    def guard(self, trainer: Trainer, where: str) -> Iterator[None]:
+    def guard(self, trainer: Trainer, where: str | Callable[[], str]) -> Iterator[None]:
         """Turn an exception of ours into one warning that names the place, unless ``strict``."""
         try:
             yield
         except Exception as error:
             if self.strict:
                 raise
+            where = where() if callable(where) else where
             if where not in self._failed:
                 self._failed.add(where)
                 rank_zero_warn(
@@ -278,7 +289,7 @@ class Monitor(ScheduledCallback):
         self._last = trainer.global_step
         readings: list[Reading] = []
         began = time.perf_counter()
-        with self.guard(trainer, f"read of layer {seen.current or 'all'}"):
+        with self.guard(trainer, lambda: f"the reading of layer {seen.current or 'all'}"):
             readings.extend(self.read(seen))
         seen.seconds["spectra"] += time.perf_counter() - began
         began = time.perf_counter()

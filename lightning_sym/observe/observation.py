@@ -104,7 +104,8 @@ class LayerObservation:
     def weight_singular_values(self) -> Tensor:
         """Singular values of W (of all its blocks), descending.
 
-        Where the shorter side is wider than ``max_width``, of a fixed random subset of its rows.
+        NaN where an entry is not finite. Where the shorter side is wider than ``max_width``, those of
+        a fixed random subset of its rows.
         """
         blocks = self._exact_blocks
         if blocks.shape[1] > blocks.shape[2]:
@@ -113,6 +114,8 @@ class LayerObservation:
         if keep is not None:
             blocks = blocks[:, keep.to(blocks.device)]
         gram = blocks @ blocks.mT
+        if not gram.isfinite().all():  # eigvalsh raises on these
+            return torch.full_like(gram[:, 0].flatten(), torch.nan)
         values = torch.linalg.eigvalsh(gram).flatten().clamp_min(0.0).sqrt()
         return values.sort(descending=True).values
 

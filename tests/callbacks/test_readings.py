@@ -84,6 +84,15 @@ class Twin:
         self.rows: dict[str, dict[str, list[Tensor]]] = {}
         self.channels_last: dict[str, Tensor] = {}
         self.data_fed: set[str] = set()
+        # In these nets only the multi-layer perceptron has a reader that is plain.
+        self.outgoing: list[tuple[str, Tensor]] = []
+        modules = list(net.named_children())
+        for (name, layer), (_, act), (_, reader) in zip(modules, modules[1:], modules[2:], strict=False):
+            linear = (nn.Linear, nn.Conv2d)
+            plain = getattr(layer, "groups", 1) == getattr(reader, "groups", 1) == 1
+            joined = isinstance(layer, linear) and isinstance(reader, linear) and plain
+            if joined and isinstance(act, nn.ReLU | nn.Tanh):
+                self.outgoing.append((name, reader.weight.detach().clone().transpose(0, 1).flatten(1).T))
         for n in range(len(x)):
             self.one(x[n : n + 1], y[n : n + 1])
 
@@ -160,13 +169,15 @@ class Twin:
             (ph, pw), (sh, sw), (kh, kw) = module.padding, module.stride, module.kernel_size
             padded = torch.zeros(a.shape[1], a.shape[2] + 2 * ph, a.shape[3] + 2 * pw).double()
             padded[:, ph : ph + a.shape[2], pw : pw + a.shape[3]] = a[0]
-            for i in range(b.shape[2]):
-                for j in range(b.shape[3]):
-                    patch = padded[:, i * sh : i * sh + kh, j * sw : j * sw + kw]
-                    rows["h_a"].append(patch.flatten())
-                    rows["h_b"].append(b[0, :, i, j])
-                    rows["g_b"].append(g[0, :, i, j])
-                    rows["g_a"].append(weight.T @ g[0, :, i, j])
+            places = [(i, j) for i in range(b.shape[2]) for j in range(b.shape[3])]
+            if len(places) > 16:  # the stated sub-sampling: evenly spread positions
+                places = [places[(2 * m + 1) * len(places) // 32] for m in range(16)]
+            for i, j in places:
+                patch = padded[:, i * sh : i * sh + kh, j * sw : j * sw + kw]
+                rows["h_a"].append(patch.flatten())
+                rows["h_b"].append(b[0, :, i, j])
+                rows["g_b"].append(g[0, :, i, j])
+                rows["g_a"].append(weight.T @ g[0, :, i, j])
             self.units.setdefault(name, []).extend(
                 a[0, :, i, j] for i in range(a.shape[2]) for j in range(a.shape[3])
             )
@@ -214,6 +225,30 @@ def moment(rows: list[Tensor], form: str) -> Tensor:
 def entropy_rank(values: list[float]) -> float:
     p = [v / sum(values) for v in values if v / sum(values) > 1e-12]
     return math.exp(-sum(q * math.log(q) for q in p))
+
+
+def distinct(twin: Twin, name: str) -> float:
+    """Share of units left when those whose weights and biases have a cosine of 0.99 are joined."""
+    groups = getattr(twin.net.get_submodule(name), "groups", 1) if "attention" not in name else 1
+    w, bias = twin.weights[name], twin.biases[name]
+    units = (
+        [torch.cat([u, b.reshape(1)]) for u, b in zip(w, bias, strict=True)] if bias is not None else list(w)
+    )
+    size = len(units) // groups
+    outgoing = dict(twin.outgoing).get(name)
+    label = list(range(len(units)))
+    for i in range(len(units)):
+        for j in range(i):
+            same = i // size == j // size and cosine(units[i], units[j]) >= 0.99
+            if same and outgoing is not None:
+                same = cosine(outgoing[:, i], outgoing[:, j]) >= 0.99
+            if same:
+                label = [label[j] if k == label[i] else k for k in label]
+    return len(set(label)) / len(units)
+
+
+def cosine(u: Tensor, v: Tensor) -> float:
+    return float((u * v).sum() / math.sqrt(float((u * u).sum()) * float((v * v).sum())))
 
 
 def singular_values(rows: list[Tensor]) -> list[float]:
@@ -270,7 +305,7 @@ def test_collapse_equals_naive_twin(case):
         spectrum = torch.linalg.svdvals(w).tolist()
         expected[f"{prefix}/weight_effective_rank"] = entropy_rank(spectrum)
         expected[f"{prefix}/weight_stable_rank"] = sum(s * s for s in spectrum) / spectrum[0] ** 2
-        expected[f"{prefix}/distinct_units"] = 1.0  # random weights
+        expected[f"{prefix}/distinct_units"] = distinct(twin, name)
         expected[f"{prefix}/zero_units"] = 0.0
     del got["step"], got["collapse/score"]
     assert got == pytest.approx(expected, rel=1e-5, abs=1e-9)
