@@ -231,6 +231,9 @@ def test_rounding_and_null_directions_are_no_points():
     fit = pah_exponent(torch.diag(a), torch.diag(z))
     assert fit.count == 2
     assert float(fit.exponent) == pytest.approx(2)
+    for seed in range(8):  # what was an exact zero is now rounding, of either sign
+        q = rotation(4, seed)
+        assert pah_exponent((q * a) @ q.mT, (q * z) @ q.mT).count == 2
     zero = pah_exponent(torch.diag(a), torch.zeros(4, 4))
     assert zero.exponent.isnan()
     assert zero.count == 0

@@ -147,6 +147,12 @@ def test_classes_without_samples_are_left_out():
     assert neural_collapse(x, wide_y, wide_weight, wide_bias).nc4 == 1
 
 
+def test_the_mean_of_no_sample_is_nowhere_and_not_at_the_origin():
+    x = torch.tensor([[-3.0], [-3.0], [0.5], [3.0], [3.0]])  # the third is nearer to 0 than to 13 / 6
+    found = neural_collapse(x, torch.tensor([0, 0, 2, 2, 2]), torch.tensor([[-1.0], [0.0], [1.0]]))
+    assert found.nc4 == 0
+
+
 def test_degenerate_batches():
     x, y = batch(10, 4, 3)
     one = neural_collapse(x, torch.zeros(10, dtype=torch.long), gaussian(1, 4))

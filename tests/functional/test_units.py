@@ -102,6 +102,19 @@ def test_distinct_units_counts_copies_once():
     assert float(distinct_units(weight, bias)) == pytest.approx(8 / 10)
 
 
+def test_scaled_copies_are_the_same_unit_at_no_tolerance_at_all():
+    base = gaussian(1, 50, dtype=torch.float32)
+    weight = base * torch.linspace(0.1, 9, 64)[:, None]
+    assert float(distinct_units(weight, tolerance=0.0)) == pytest.approx(1 / 64)
+
+
+@pytest.mark.parametrize("scale", [1e-12, 1e12])
+def test_what_counts_as_zero_is_relative_to_the_layer(scale):
+    weight = torch.cat([gaussian(3, 5), torch.full((1, 5), 1e-9, dtype=torch.float64)]) * scale
+    assert zero_units(weight) == 0.25
+    assert distinct_units(weight) == 1
+
+
 def test_outgoing_weights_tell_units_apart():
     weight = torch.ones(3, 4)
     outgoing = torch.tensor([[1.0, 1.0, 0.0], [0.0, 0.0, 1.0]])
