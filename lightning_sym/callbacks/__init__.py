@@ -3,5 +3,6 @@
 from lightning_sym.callbacks.alignment import AlignmentMonitor as AlignmentMonitor
 from lightning_sym.callbacks.base import Monitor as Monitor, Probe as Probe
 from lightning_sym.callbacks.collapse import CollapseMonitor as CollapseMonitor
+from lightning_sym.callbacks.composition import CompositionMonitor as CompositionMonitor
 from lightning_sym.callbacks.plasticity import PlasticityMonitor as PlasticityMonitor
 from lightning_sym.callbacks.presets import monitors as monitors

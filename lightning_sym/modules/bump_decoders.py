@@ -78,7 +78,7 @@ class BumpDecoder(LightningModule):
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         code, image = batch
         loss = nn.functional.mse_loss(self(code), image)
-        self.log("mse/train", loss, on_step=False, on_epoch=True, batch_size=len(code))
+        self.log("mse/train", loss, on_step=False, on_epoch=True, batch_size=len(code), sync_dist=True)
         penalty = self.penalty()
         return loss if penalty is None else loss + penalty
 
