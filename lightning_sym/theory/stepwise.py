@@ -258,7 +258,7 @@ def aligned_scales(weight: Tensor, *, vectors: Tensor) -> Tensor:
             f"got {tuple(weight.shape)} and {tuple(vectors.shape)}"
         )
     count = min(weight.shape[0], vectors.shape[1])
-    projected_DJ = weight.double() @ vectors[:, :count].double()
+    projected_DJ = weight.detach().double() @ vectors[:, :count].double()
     return torch.linalg.qr(projected_DJ).R.diagonal().abs()
 
 
