@@ -152,6 +152,21 @@ def test_the_penalty_is_what_lowers_the_rank():
     assert spread[0.1] < 0.5 * spread[0.0]
 
 
+def test_annealing_follows_a_cosine_to_zero():
+    data, rates = GaussianBumpsDataModule(12, batch_size=32), []
+    module = SMALL["mlp"](seed=0, lr=0.01)
+    module.anneal = True
+    step = module.optimizer_step
+
+    def watched(*args, **kwargs):
+        rates.append(module.optimizers().param_groups[0]["lr"])
+        return step(*args, **kwargs)
+
+    module.optimizer_step = watched
+    fit(module, data, steps=10, limit_val_batches=0)
+    assert rates == pytest.approx([0.005 * (1 + math.cos(math.pi * k / 10)) for k in range(10)])
+
+
 def test_checkpoint_round_trip(tmp_path):
     for name, make in SMALL.items():
         module = make(seed=1)
