@@ -1,1 +1,15 @@
-"""symmetry."""
+"""Parameter symmetries: what they are, and finding those of a network."""
+
+from lightning_sym.symmetry.collapse import (
+    collapse_causes as collapse_causes,
+    collapsed_units as collapsed_units,
+)
+from lightning_sym.symmetry.kinds import (
+    Permutation as Permutation,
+    Rescaling as Rescaling,
+    Rotation as Rotation,
+    Scale as Scale,
+    SignFlip as SignFlip,
+    Translation as Translation,
+)
+from lightning_sym.symmetry.symmetry import Action as Action, Symmetry as Symmetry

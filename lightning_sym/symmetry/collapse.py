@@ -1,0 +1,79 @@
+"""Which units of a layer have collapsed, and onto which symmetry's mirror."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from lightning_sym.symmetry.kinds import Permutation, Rescaling, Rotation
+from lightning_sym.symmetry.symmetry import Symmetry, clean_name
+
+
+def collapsed_units(
+    symmetry: Symmetry, module: nn.Module | None = None, *, tolerance: float = 1e-3
+) -> Tensor:
+    """Return which units lie on their mirror's fixed subspace.
+
+    Args:
+        symmetry: the symmetry whose mirrors are looked at.
+        module: the network to read; by default the one that the symmetry was found on.
+        tolerance: the largest distance that still counts as collapsed, at least 0.
+
+    Returns:
+        Boolean ``[symmetry.size]``. A non-finite unit has not collapsed.
+
+    Raises:
+        ValueError: if ``tolerance`` is negative.
+    """
+    if not tolerance >= 0:
+        raise ValueError(f"tolerance must be at least 0, got {tolerance}")
+    return symmetry.distance(module) <= tolerance
+
+
+def collapse_causes(
+    symmetries: Iterable[Symmetry], layer: str, module: nn.Module | None = None, *, tolerance: float = 1e-3
+) -> dict[str, float]:
+    """Return how large a share of a layer's units collapsed, by the symmetry that they fell into.
+
+    The units are the rows of ``<layer>.weight`` (its output units). A unit that is zero lies on its
+    rescaling mirror and, with another zero unit, on a permutation mirror as well: it is counted as
+    rescaling. Rotations have no units of their own: the share is that of lost directions.
+
+    Args:
+        symmetries: what :func:`~lightning_sym.symmetry.find_symmetries` returned.
+        layer: name of the layer.
+        module: the network to read; by default the one that the symmetries were found on.
+        tolerance: the largest distance that still counts as collapsed.
+
+    Returns:
+        ``{"permutation": equal units, "rescaling": zero units, "rotation": lost directions}`` as
+        fractions in ``[0, 1]``, with only those kinds that the layer's output units have.
+    """
+    weight = f"{clean_name(layer)}.weight"
+    hit: dict[str, Tensor] = {}
+    lost: list[Tensor] = []
+    rows = 0
+    for symmetry in symmetries:
+        acting = [a for a in symmetry.actions if a.name == weight and a.dim == 0]
+        if not acting or not isinstance(symmetry, Permutation | Rescaling | Rotation):
+            continue
+        collapsed_S = collapsed_units(symmetry, module, tolerance=tolerance)
+        if isinstance(symmetry, Rotation):
+            lost.append(collapsed_S.double())
+            continue
+        for action in acting:
+            index_SM = action.index.flatten(0, 1)
+            rows = max(rows, int(index_SM.max()) + 1)
+            mask = hit.get(symmetry.kind, torch.zeros(0, dtype=torch.bool))
+            mask = torch.nn.functional.pad(mask, (0, max(0, rows - mask.numel())))
+            mask[index_SM[collapsed_S.cpu()].flatten()] = True
+            hit[symmetry.kind] = mask
+    masks = {kind: torch.nn.functional.pad(mask, (0, rows - mask.numel())) for kind, mask in hit.items()}
+    if "permutation" in masks and "rescaling" in masks:
+        masks["permutation"] = masks["permutation"] & ~masks["rescaling"]
+    shares = {kind: float(mask.double().mean()) for kind, mask in masks.items()}
+    if lost:
+        shares["rotation"] = float(torch.cat(lost).mean())
+    return shares
