@@ -12,10 +12,9 @@ from typing_extensions import override
 from lightning_sym.callbacks.base import Monitor
 from lightning_sym.functional.alignment import (
     PAHExponent,
-    alignment_null,
-    matrix_alignment,
     pah_exponent,
     pah_phase,
+    side_alignments,
 )
 from lightning_sym.observe.moments import Moments
 from lightning_sym.observe.observation import LayerObservation, Observation
@@ -36,8 +35,9 @@ class AlignmentMonitor(Monitor):
             correlation over matrix entries of representation and gradient (rga), representation and
             weight (rwa), gradient and weight (gwa), in [-1, 1]. A layer fed by raw data aligns
             little on its input side by construction.
-        ``alignment/<layer>/in/null``, ``.../out/null``: the mean of the same three after a random
-            rotation of the second matrix of each: what chance gives at these spectra.
+        ``alignment/<layer>/in/null``, ``.../out/null``: the mean of the same three over random
+            rotations of the second matrix of each: what chance gives at these spectra
+            (:func:`~lightning_sym.functional.alignment.expected_alignment`).
         ``alignment/<layer>/nonfinite``: share of samples with a NaN or Inf; only when there are any.
         ``alignment/mean``, ``alignment/null``: means over layers, sides and relations.
     and with ``exponents``, on raw second moments, for sides no wider than the observation's cap:
@@ -57,7 +57,6 @@ class AlignmentMonitor(Monitor):
             paper's experiments; ``"raw"``: second moments, as in its theory.
         null: log the null level.
         exponents: log the PAH exponents.
-        seed: of the null's rotations.
         strict: raise what goes wrong in here instead of warning once and going on.
 
     Raises:
@@ -75,7 +74,6 @@ class AlignmentMonitor(Monitor):
         moments: Literal["normalized", "raw"] = "normalized",
         null: bool = True,
         exponents: bool = False,
-        seed: int = 0,
         strict: bool = False,
     ) -> None:
         super().__init__(every_n_steps=every_n_steps, layers=layers, max_layers=max_layers, strict=strict)
@@ -84,7 +82,6 @@ class AlignmentMonitor(Monitor):
         self.moments = moments
         self.null = null
         self.exponents = exponents
-        self.seed = seed
         form = Moments.NORMALIZED if moments == "normalized" else Moments.SECOND
         if exponents:
             form |= Moments.SECOND
@@ -97,18 +94,15 @@ class AlignmentMonitor(Monitor):
         for layer in seen.layers:
             prefix = f"alignment/{layer.name}"
             for side in ("in", "out"):
-                pairs = self._pairs(layer, side)
-                for relation, (a, b) in pairs.items():
-                    value = float(matrix_alignment(a, b))
-                    if math.isfinite(value):
-                        levels.append(value)
+                found, chance = side_alignments(self._matrices(layer, side))
+                for relation, value in found.items():
+                    if value.isfinite():
+                        levels.append(float(value))
                         yield Reading(f"{prefix}/{side}/{relation}", value)
-                if self.null and pairs:
-                    found = [alignment_null(a, b, seed=self.seed, draws=1) for a, b in pairs.values()]
-                    chance = [float(null.mean) for null in found if null.mean.isfinite()]
-                    if chance:
-                        nulls += chance
-                        yield Reading(f"{prefix}/{side}/null", sum(chance) / len(chance))
+                by_chance = [float(value) for value in chance.values() if value.isfinite()]
+                if self.null and by_chance:
+                    nulls += by_chance
+                    yield Reading(f"{prefix}/{side}/null", sum(by_chance) / len(by_chance))
             if layer.nonfinite:
                 yield Reading(f"{prefix}/nonfinite", layer.nonfinite)
             if self.exponents:
@@ -118,31 +112,21 @@ class AlignmentMonitor(Monitor):
         if nulls:
             yield Reading("alignment/null", sum(nulls) / len(nulls))
 
-    def _pairs(
-        self, layer: LayerObservation, side: str, *, raw: bool = False
-    ) -> dict[str, tuple[Tensor, Tensor]]:
-        """Return the relations' matrices of one side, as far as they were seen."""
-        h, g = (
-            (layer.inputs, layer.input_gradients) if side == "in" else (layer.outputs, layer.output_gradients)
-        )
-
-        def moment(stream: object) -> Tensor | None:
-            if stream is None or stream.n < 1:  # type: ignore[attr-defined]
-                return None
-            if raw or self.moments == "raw":
-                return stream.second()  # type: ignore[attr-defined]
-            return stream.covariance(Moments.NORMALIZED)  # type: ignore[attr-defined]
-
-        h_cc, g_cc = moment(h), moment(g)
-        pairs: dict[str, tuple[Tensor, Tensor]] = {}
-        if h_cc is not None and g_cc is not None:
-            pairs["rga"] = (h_cc, g_cc)
-        if layer.layer.has_input:  # an embedding's rows are looked up, not multiplied
-            if h_cc is not None:
-                pairs["rwa"] = (h_cc, layer.gram(side))
-            if g_cc is not None:
-                pairs["gwa"] = (g_cc, layer.gram(side))
-        return pairs
+    def _matrices(self, layer: LayerObservation, side: str, *, raw: bool = False) -> dict[str, Tensor]:
+        """Return H, G and Z of one side, as far as they were seen."""
+        streams = {
+            "h": layer.inputs if side == "in" else layer.outputs,
+            "g": layer.input_gradients if side == "in" else layer.output_gradients,
+        }
+        raw = raw or self.moments == "raw"
+        matrices = {
+            name: stream.second() if raw else stream.covariance(Moments.NORMALIZED)
+            for name, stream in streams.items()
+            if stream is not None and stream.n > 0
+        }
+        if matrices and layer.layer.has_input:  # an embedding's rows are looked up, not multiplied
+            matrices["z"] = layer.gram(side)
+        return matrices
 
     def _read_exponents(self, layer: LayerObservation) -> Iterator[Reading]:
         prefix = f"alignment/{layer.name}"
@@ -151,8 +135,11 @@ class AlignmentMonitor(Monitor):
             stream = layer.inputs if side == "in" else layer.outputs
             if stream is None or stream.keep is not None:
                 continue  # a principal submatrix has other eigenvectors
-            for relation, (a, b) in self._pairs(layer, side, raw=True).items():
-                fit = fits[f"{side}/{relation}"] = pah_exponent(a, b)
+            matrices = self._matrices(layer, side, raw=True)
+            for relation, a, b in (("rga", "h", "g"), ("rwa", "h", "z"), ("gwa", "g", "z")):
+                if a not in matrices or b not in matrices:
+                    continue
+                fit = fits[f"{side}/{relation}"] = pah_exponent(matrices[a], matrices[b])
                 name = f"{prefix}/{side}/{relation}_exponent"
                 if math.isfinite(fit.exponent):
                     yield Reading(name, fit.exponent)

@@ -7,11 +7,13 @@ from lightning_sym.functional.alignment import (
     Relations as Relations,
     alignment_null as alignment_null,
     crh_relations as crh_relations,
+    expected_alignment as expected_alignment,
     matrix_alignment as matrix_alignment,
     pah_exponent as pah_exponent,
     pah_exponents as pah_exponents,
     pah_phase as pah_phase,
     second_moment as second_moment,
+    side_alignments as side_alignments,
 )
 from lightning_sym.functional.composition import (
     Bump as Bump,
@@ -51,5 +53,6 @@ from lightning_sym.functional.units import (
     dormant_fraction as dormant_fraction,
     dormant_fraction_from_scores as dormant_fraction_from_scores,
     dormant_scores as dormant_scores,
+    unit_groups as unit_groups,
     zero_units as zero_units,
 )

@@ -222,6 +222,72 @@ def alignment_null(a: Tensor, b: Tensor, *, seed: int = 0, draws: int = 8) -> Al
     return AlignmentNull(level.mean(), level.std() if draws > 1 else nan_like(level))
 
 
+def expected_alignment(a: Tensor, b: Tensor) -> Tensor:
+    r"""Mean of :func:`alignment_null` over all rotations, in closed form and at the cost of one pass.
+
+    For :math:`Q` uniform over the orthogonal group
+    :math:`E[Q B Q^\top] = (\operatorname{tr} B / D) I`, so that
+
+    .. math:: E_Q[\alpha(A, Q B Q^\top)] \approx \frac{(\operatorname{tr} B / D)\,
+        (\operatorname{tr} A - D \bar A)}{\lVert A - \bar A \rVert_F
+        \sqrt{\lVert B \rVert_F^2 - (\operatorname{tr} B)^2 / D^2}}.
+
+    The one approximation is to take the mean of the rotated matrix's own norm, which fluctuates by
+    a relative :math:`O(1/D)`.
+
+    Args:
+        a: symmetric float tensor ``[D, D]``; half types are computed in float32.
+        b: symmetric float tensor ``[D, D]``.
+
+    Returns:
+        Scalar ``[]`` in ``[-1, 1]``; NaN where a matrix is constant or not finite.
+
+    Raises:
+        ValueError: if ``a`` or ``b`` is not square or their shapes differ.
+
+    Example:
+        >>> round(float(expected_alignment(torch.eye(3), 2 * torch.eye(3))), 5)
+        1.0
+    """
+    a_DD, b_DD = as_square(a, name="a"), as_square(b, name="b")
+    if a_DD.shape != b_DD.shape:
+        raise ValueError(f"a and b must be of one shape, got {tuple(a.shape)} and {tuple(b.shape)}")
+    return _expected(_unit_deviation(a_DD), b_DD)
+
+
+def _expected(deviation_DD: Tensor, b_DD: Tensor) -> Tensor:
+    """Mean correlation of a unit deviation with rotations of a matrix."""
+    size = b_DD.detach().norm()
+    trace = b_DD.diagonal().sum() / torch.where(size > 0, size, torch.ones_like(size))
+    spread = 1 - (trace / len(b_DD)).square()
+    level = trace / len(b_DD) * deviation_DD.diagonal().sum() / spread.clamp_min(0).sqrt()
+    return torch.where((spread > 0) & (size > 0), level.clamp(-1, 1), torch.nan)
+
+
+def side_alignments(matrices: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The relations of one side and their null levels, each matrix being passed over once.
+
+    Args:
+        matrices: ``h``, ``g`` and ``z`` of :func:`crh_relations`, as far as they are known, ``[D, D]``.
+
+    Returns:
+        By relation (``rga``, ``rwa``, ``gwa``; those whose two matrices are given):
+        :func:`matrix_alignment` and :func:`expected_alignment`.
+
+    Example:
+        >>> side_alignments({"h": torch.eye(2), "z": torch.eye(2)})
+        ({'rwa': tensor(1.)}, {'rwa': tensor(1.)})
+    """
+    deviation = {name: _unit_deviation(matrix) for name, matrix in matrices.items()}
+    pairs = {"rga": ("h", "g"), "rwa": ("h", "z"), "gwa": ("g", "z")}
+    pairs = {name: pair for name, pair in pairs.items() if set(pair) <= deviation.keys()}
+    levels = {
+        name: torch.dot(deviation[a].flatten(), deviation[b].flatten()).clamp(-1, 1)
+        for name, (a, b) in pairs.items()
+    }
+    return levels, {name: _expected(deviation[a], matrices[b]) for name, (a, b) in pairs.items()}
+
+
 def random_rotation(size: int, *, generator: torch.Generator) -> Tensor:
     """Draw from the uniform (Haar) distribution over orthogonal matrices (Mezzadri, 2007).
 

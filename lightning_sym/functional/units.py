@@ -180,23 +180,62 @@ def distinct_units(
         >>> distinct_units(torch.tensor([[1.0, 0.0], [2.0, 0.0], [0.0, 1.0], [0.0, -1.0]]))
         tensor(0.7500)
     """
+    sides = _sides(weight, bias, outgoing, tolerance=tolerance, rtol=rtol)
+    if not all(bool(side.isfinite().all()) for side in sides):
+        return nan_like(sides[0])
+    labels_U = _components([_directions(side, rtol=rtol) for side in sides], tolerance=tolerance)
+    return sides[0].new_tensor(labels_U.unique().numel() / labels_U.numel())
+
+
+def unit_groups(
+    weight: Tensor,
+    bias: Tensor | None = None,
+    outgoing: Tensor | None = None,
+    *,
+    tolerance: float = 1e-2,
+    rtol: float = 1e-3,
+) -> Tensor:
+    """Group the units of a layer that are the same, in the sense of :func:`distinct_units`.
+
+    Args:
+        weight: ``[U, ...]``, a unit's incoming weights along the rest.
+        bias: ``[U]``, or ``None``.
+        outgoing: the next layer's weight, ``[M, U, ...]``; ``None`` to compare incoming only.
+        tolerance: see :func:`distinct_units`.
+        rtol: see :func:`distinct_units`.
+
+    Returns:
+        ``[U]`` integers: for each unit the smallest index in its group.
+
+    Raises:
+        ValueError: if shapes do not fit, a number is out of range or a weight is not finite.
+
+    Example:
+        >>> unit_groups(torch.tensor([[0.0, 1.0], [1.0, 0.0], [0.0, 2.0]]))
+        tensor([0, 1, 0])
+    """
+    sides = _sides(weight, bias, outgoing, tolerance=tolerance, rtol=rtol)
+    if not all(bool(side.isfinite().all()) for side in sides):
+        raise ValueError("weight, bias and outgoing must be finite")
+    return _components([_directions(side, rtol=rtol) for side in sides], tolerance=tolerance)
+
+
+def _sides(
+    weight: Tensor, bias: Tensor | None, outgoing: Tensor | None, *, tolerance: float, rtol: float
+) -> list[Tensor]:
+    """Check the arguments and return each side's vectors, a row a unit."""
     if not 0 <= tolerance < 1:
         raise ValueError(f"tolerance must be in [0, 1), got {tolerance}")
     if not 0 <= rtol < 1:
         raise ValueError(f"rtol must be in [0, 1), got {rtol}")
     w_UI = _incoming(weight, bias)
-    sides = [w_UI]
-    if outgoing is not None:
-        if outgoing.ndim < 2 or outgoing.shape[1] != w_UI.shape[0]:
-            raise ValueError(
-                f"outgoing must be the next layer's weight [M, U={w_UI.shape[0]}, ...], "
-                f"got {tuple(outgoing.shape)}"
-            )
-        sides.append(as_real(outgoing.detach()).transpose(0, 1).flatten(1))
-    if not all(bool(side.isfinite().all()) for side in sides):
-        return nan_like(w_UI)
-    labels_U = _components([_directions(side, rtol=rtol) for side in sides], tolerance=tolerance)
-    return w_UI.new_tensor(labels_U.unique().numel() / labels_U.numel())
+    if outgoing is None:
+        return [w_UI]
+    if outgoing.ndim < 2 or outgoing.shape[1] != w_UI.shape[0]:
+        raise ValueError(
+            f"outgoing must be the next layer's weight [M, U={w_UI.shape[0]}, ...], got {tuple(outgoing.shape)}"
+        )
+    return [w_UI, as_real(outgoing.detach()).transpose(0, 1).flatten(1)]
 
 
 def _incoming(weight: Tensor, bias: Tensor | None) -> Tensor:

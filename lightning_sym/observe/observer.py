@@ -34,7 +34,10 @@ class Wants:
         outgoing: the weight of the layer that reads this layer's units, where that is plain.
         targets: where the labels are in a batch: an index, a key or a function of the batch.
         max_positions: positions per sample that count as samples (None: all).
-        max_width: widest moment matrix (None: no limit).
+        max_width: widest moment matrix (None: no limit); of wider sides a fixed random subset of
+            features is kept.
+        max_patch_width: the same for a convolution's patches, which are kernel-size times as wide as
+            its channels and overlap.
     """
 
     inputs: Moments = Moments.NONE
@@ -48,6 +51,7 @@ class Wants:
     targets: Targets = None
     max_positions: int | None = 16
     max_width: int | None = 512
+    max_patch_width: int | None = 256
 
     def __or__(self, other: Wants) -> Wants:
         merged: dict[str, Any] = {}
@@ -181,7 +185,7 @@ class Observer:
         began = time.perf_counter()
         self._armed_at = trainer.global_step
         self._logger_step = int(trainer.fit_loop.epoch_loop._batches_that_stepped)
-        wants = Wants(max_positions=1, max_width=1)
+        wants = Wants(max_positions=1, max_width=1, max_patch_width=1)
         chosen: dict[str, Layer] = {}
         for monitor in self._due:
             wants = wants | monitor.wants
@@ -195,8 +199,6 @@ class Observer:
             recorder = Recorder(
                 layer,
                 wants,
-                max_positions=wants.max_positions,
-                max_width=wants.max_width,
                 scale=lambda: self._scale,
                 labels=lambda: find_targets(self._batch, self._wants.targets),
                 classes=layer.out_features if name == self._head else 0,

@@ -55,8 +55,6 @@ class Recorder:
     Args:
         layer: the layer.
         wants: what to reduce to.
-        max_positions: positions per sample that count as samples.
-        max_width: widest moment matrix; wider sides keep a fixed random subset of features.
         scale: returns the factor that turns a gradient of the step's loss into one of a
             per-sample loss.
         labels: returns the labels of the current micro-batch, or None.
@@ -70,8 +68,6 @@ class Recorder:
         layer: Layer,
         wants: Wants,
         *,
-        max_positions: int | None,
-        max_width: int | None,
         scale: Callable[[], float],
         labels: Callable[[], Tensor | None],
         classes: int,
@@ -79,7 +75,7 @@ class Recorder:
         reader: nn.Module | None = None,
     ) -> None:
         self.layer, self.wants = layer, wants
-        self.max_positions = max_positions
+        self.max_positions = wants.max_positions
         self.scale, self.labels = scale, labels
         self.seconds = seconds
         self.error: Exception | None = None
@@ -94,7 +90,8 @@ class Recorder:
         for side, width in zip(SIDES, widths, strict=True):
             moments: Moments = getattr(wants, side)
             if moments and width:
-                keep = kept_features(width, max_width)
+                patches = layer.is_convolution and side in ("inputs", "input_gradients")
+                keep = kept_features(width, wants.max_patch_width if patches else wants.max_width)
                 self.sums[side] = Sums(width, moments, keep=keep, device=device)
         units = layer.in_units if wants.activity and layer.has_input else 0
         # samples and positions seen; then per unit the sum of |x| and how often x is not zero

@@ -7,6 +7,7 @@ from hypothesis import given, settings, strategies as st
 from lightning_sym.functional import (
     alignment_null,
     crh_relations,
+    expected_alignment,
     matrix_alignment,
     pah_exponent,
     pah_exponents,
@@ -299,3 +300,20 @@ def test_wrong_arguments_are_named():
     for matrix in (eye, eye * math.nan):
         with pytest.raises(ValueError, match="confidence must be in"):
             pah_exponent(matrix, eye, confidence=1.0)
+
+
+@pytest.mark.parametrize(("size", "tolerance"), [(4, 0.12), (12, 0.04), (40, 0.015)])
+def test_expected_alignment_is_the_mean_over_rotations(size, tolerance):
+    generator = torch.Generator().manual_seed(size)
+    for decay in (0.0, 1.0, 3.0):
+        spectrum = torch.arange(1, size + 1, dtype=torch.float64) ** -decay
+        x = torch.randn(3 * size, size, generator=generator, dtype=torch.float64) * spectrum
+        y = torch.randn(3 * size, size, generator=generator, dtype=torch.float64) * spectrum.flip(0)
+        a, b = x.mT @ x, y.mT @ y
+        drawn = alignment_null(a, b, draws=400, seed=1)
+        assert float(expected_alignment(a, b)) == pytest.approx(float(drawn.mean), abs=tolerance)
+
+
+def test_expected_alignment_of_a_constant_matrix_is_undefined():
+    assert expected_alignment(torch.ones(3, 3), torch.eye(3)).isnan()
+    assert expected_alignment(torch.eye(3), torch.zeros(3, 3)).isnan()
