@@ -233,7 +233,8 @@ def _sides(
         return [w_UI]
     if outgoing.ndim < 2 or outgoing.shape[1] != w_UI.shape[0]:
         raise ValueError(
-            f"outgoing must be the next layer's weight [M, U={w_UI.shape[0]}, ...], got {tuple(outgoing.shape)}"
+            f"outgoing must be the next layer's weight [M, U={w_UI.shape[0]}, ...], "
+            f"got {tuple(outgoing.shape)}"
         )
     return [w_UI, as_real(outgoing.detach()).transpose(0, 1).flatten(1)]
 

@@ -10,6 +10,7 @@ from lightning_sym.functional import (
     dormant_fraction,
     dormant_fraction_from_scores,
     dormant_scores,
+    unit_groups,
     units,
     zero_units,
 )
@@ -201,3 +202,18 @@ def test_wrong_arguments_are_named():
         distinct_units(x, tolerance=1)
     with pytest.raises(ValueError, match="rtol must be"):
         distinct_units(x, rtol=-1)
+
+
+@pytest.mark.parametrize("block", [1, 2**21])
+def test_groups_are_named_by_their_first_unit(monkeypatch, block):
+    monkeypatch.setattr(units, "_CHUNK_ELEMENTS", block)
+    base = gaussian(3, 6)
+    weight = base[torch.tensor([2, 0, 1, 0, 2, 2])]
+    assert unit_groups(weight).tolist() == [0, 1, 2, 1, 0, 0]
+    weight[1] = 0
+    assert unit_groups(weight).tolist() == [0, 1, 2, 3, 0, 0]
+    outgoing = torch.tensor([[1.0, 1, 1, 1, 1, 0], [0, 0, 0, 0, 0, 1]], dtype=torch.float64)
+    assert unit_groups(weight, None, outgoing).tolist() == [0, 1, 2, 3, 0, 5]
+    weight[1] = math.nan
+    with pytest.raises(ValueError, match="must be finite"):
+        unit_groups(weight)
