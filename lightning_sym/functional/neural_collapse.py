@@ -25,7 +25,8 @@ class NeuralCollapse(NamedTuple):
     Attributes:
         nc1: within-class variability
             :math:`\operatorname{tr}(\Sigma_W \Sigma_B^\dagger) / C`, at least 0; infinite when all
-            class means coincide. :math:`\Sigma_W` averages over samples, :math:`\Sigma_B` over classes.
+            class means coincide; NaN when no class has two samples, since nothing can vary then.
+            :math:`\Sigma_W` averages over samples, :math:`\Sigma_B` over classes.
         nc2: distance from the largest possible angles, the mean over pairs of
             :math:`|\cos(m_c, m_{c'}) + 1/(C - 1)|`, in ``[0, 1 + 1/(C-1)]``.
         nc2_angles: standard deviation of those cosines (equal angles).
@@ -57,7 +58,7 @@ def neural_collapse(
     The paper's data are balanced. Otherwise its global mean would lean towards large classes; the
     mean of class means used here equals it for balanced data and treats classes alike.
 
-    A class of few samples looks collapsed: NC1 of one sample a class is 0.
+    A class of few samples looks collapsed: with n samples a class NC1 is too small by about 1/n.
 
     Args:
         features: float tensor ``[N, D]``, the classifier's input; half types are computed in float32.
@@ -98,9 +99,11 @@ def neural_collapse(
     within_ND = x_ND - mean_KD[labels_N]
     within_DD = within_ND.mT @ within_ND / len(x_ND)
     present_K = count_K > 0
-    result = _measures(mean_KD[present_K], within_DD, _rows(weight_KD, present_K))
-    if weight_KD is None or result.nc1.isnan():
-        return result if weight_KD is None else result._replace(nc4=nan_like(x_ND))
+    result = _measures(mean_KD[present_K], within_DD, _rows(weight_KD, present_K), largest=count_K.max())
+    if weight_KD is None:
+        return result
+    if int(present_K.sum()) < 2 or not x_ND.isfinite().all():
+        return result._replace(nc4=nan_like(x_ND))
     logits_NK = x_ND @ weight_KD.to(x_ND).mT
     if bias_K is not None:
         logits_NK = logits_NK + bias_K.to(x_ND)
@@ -151,7 +154,8 @@ def neural_collapse_from_sums(
     mean_CD = sum_KD[present_K] / count_K[present_K, None]
     between_DD = mean_CD.mT @ (mean_CD * count_K[present_K, None])
     within_DD = (second_DD - between_DD.to(second_DD)) / count_K.sum().clamp_min(1).to(second_DD)
-    return _measures(mean_CD, within_DD.to(mean_CD), _rows(weight_KD, present_K))
+    rows_CD = _rows(weight_KD, present_K)
+    return _measures(mean_CD, within_DD.to(mean_CD), rows_CD, largest=count_K.max())
 
 
 def _classifier(
@@ -168,7 +172,9 @@ def _rows(weight_KD: Tensor | None, present_K: Tensor) -> Tensor | None:
     return None if weight_KD is None else weight_KD[present_K]
 
 
-def _measures(mean_CD: Tensor, within_DD: Tensor, weight_CD: Tensor | None) -> NeuralCollapse:
+def _measures(
+    mean_CD: Tensor, within_DD: Tensor, weight_CD: Tensor | None, *, largest: Tensor
+) -> NeuralCollapse:
     classes = mean_CD.shape[0]
     if classes < 2 or not (mean_CD.isfinite().all() and within_DD.isfinite().all()):
         nan = nan_like(within_DD)
@@ -176,9 +182,8 @@ def _measures(mean_CD: Tensor, within_DD: Tensor, weight_CD: Tensor | None) -> N
     m_CD = mean_CD - mean_CD.mean(dim=0)
     # Below this, what is left of the centred means is rounding.
     floor = mean_CD.detach().abs().max() * torch.finfo(m_CD.dtype).eps * m_CD.numel() ** 0.5
-    return NeuralCollapse(
-        _variability(m_CD, within_DD, floor), *_simplex(m_CD, floor), _duality(m_CD, weight_CD, floor), None
-    )
+    nc1 = _variability(m_CD, within_DD, floor) if largest > 1 else nan_like(m_CD)
+    return NeuralCollapse(nc1, *_simplex(m_CD, floor), _duality(m_CD, weight_CD, floor), None)
 
 
 def _variability(m_CD: Tensor, within_DD: Tensor, floor: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 DETAILS = ("_low", "_high", "_r2", "_off_diagonal", "_directions", "_decades", "_residual", "phase_distance")
 
 _COLUMNS = 4
+_DECADES = 50.0  # ratio of large to small values from which on their axis is logarithmic
 _MOST_NAMES = 16  # layers named one by one; more of them get a scale from first to last
 
 
@@ -50,7 +51,7 @@ def summary(
     One panel for each quantity and what of it, one line for each layer, coloured by depth. What is
     read of the network as a whole is a black line. Chance levels (``.../null``) become a grey band
     in the panels that they are levels for. Steps are on a logarithmic axis if they are spaced so, and
-    so are values that are positive and spread over two decades.
+    so are values that are positive and spread over a factor of 50, the outermost twentieths aside.
 
     Args:
         history: rows as in ``callback.history``: ``step`` and scalars by their keys
@@ -167,10 +168,12 @@ def _wanted(name: str, globs: Sequence[str] | None) -> bool:
 
 
 def _rows(panels: list[_Panel], columns: int) -> list[list[_Panel]]:
-    """Break panels into rows; every quantity starts a new one."""
+    """Break panels into rows: every quantity starts a new one and ends with what is of the network."""
     rows = []
     for quantity in dict.fromkeys(panel.quantity for panel in panels):
-        own = [panel for panel in panels if panel.quantity == quantity]
+        own = [panel for panel in panels if panel.quantity == quantity and set(panel.lines) != {""}]
+        whole = [panel for panel in panels if panel.quantity == quantity and set(panel.lines) == {""}]
+        own += sorted(whole, key=lambda panel: panel.what)
         rows += [own[start : start + columns] for start in range(0, len(own), columns)]
     return rows
 
@@ -208,9 +211,10 @@ def _draw(axis: Axes, panel: _Panel, colours: Mapping[str, Any], *, logarithmic:
         )
     if logarithmic:
         axis.set_xscale("log")
-    values = panel.values
-    low, high = min(values), max(values)
-    if low > 0 and high / low >= 100:
+    values = sorted(panel.values)
+    low, high = values[0], values[-1]
+    bulk = values[len(values) // 20], values[-1 - len(values) // 20]  # a few outliers decide nothing
+    if low > 0 and bulk[1] / bulk[0] >= _DECADES:
         axis.set_yscale("log")
     elif high - low < 0.02 * max(abs(low), abs(high)) or high == low:  # jitter is no trend
         middle = (low + high) / 2

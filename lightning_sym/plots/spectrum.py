@@ -70,7 +70,7 @@ def spectrum(
             kept_D.tolist(),
             color=colours[name],
             linewidth=1.2,
-            marker="." if len(kept_D) < 40 else None,
+            marker="." if len(kept_D) <= 12 else None,
         )
     more: list[Any] = []
     if power is not None:

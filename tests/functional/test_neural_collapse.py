@@ -60,7 +60,7 @@ def slow_collapse(x, y, weight, bias):
 
 
 @settings(max_examples=30, deadline=None)
-@given(n=st.integers(6, 30), d=st.integers(2, 7), k=st.integers(2, 5), seed=st.integers(0, 9999))
+@given(n=st.integers(7, 30), d=st.integers(2, 7), k=st.integers(2, 5), seed=st.integers(0, 9999))
 def test_measures_equal_their_slow_twin_on_features_and_on_sums(n, d, k, seed):
     x, y = batch(n, d, k, seed)
     weight, bias = gaussian(k, d, seed=seed + 2), gaussian(k, seed=seed + 3)
@@ -151,6 +151,16 @@ def test_the_mean_of_no_sample_is_nowhere_and_not_at_the_origin():
     x = torch.tensor([[-3.0], [-3.0], [0.5], [3.0], [3.0]])  # the third is nearer to 0 than to 13 / 6
     found = neural_collapse(x, torch.tensor([0, 0, 2, 2, 2]), torch.tensor([[-1.0], [0.0], [1.0]]))
     assert found.nc4 == 0
+
+
+def test_single_samples_a_class_tell_nothing_of_the_variability_within():
+    x, y = gaussian(4, 6), torch.arange(4)
+    weight = gaussian(4, 6, seed=1)
+    found = neural_collapse(x, y, weight)
+    assert found.nc1.isnan()
+    assert all(value.isfinite() for value in found[1:])
+    assert neural_collapse_from_sums(*sums_of(x, y, 4)).nc1.isnan()
+    assert neural_collapse(torch.cat([x, x[:1]]), torch.cat([y, y[:1]])).nc1 < 1e-12
 
 
 def test_degenerate_batches():

@@ -34,13 +34,13 @@ def test_one_panel_a_quantity_and_one_line_a_layer_with_the_values_read():
     figure = summary(history())
     found = panels(figure)
     assert list(found) == [
-        "collapse: score",
         "collapse: effective rank",
         "collapse: distinct units",
         "collapse: zero units",
-        "alignment: mean",
+        "collapse: score",
         "alignment: in/rga",
         "alignment: out/rga",
+        "alignment: mean",
         "plasticity: relative update",
         "plasticity: dormant units",
     ]
@@ -94,6 +94,9 @@ def test_axes_follow_the_spacing_of_steps_and_the_spread_of_values():
     assert {axis.get_xscale() for axis in spaced.values()} == {"log"}
     assert even["plasticity: relative update"].get_yscale() == "log"
     assert even["collapse: effective rank"].get_yscale() == "linear"
+    outlier = history(steps=range(1, 40))
+    outlier[7]["collapse/net.0/effective_rank"] = 1e-9
+    assert panels(summary(outlier))["collapse: effective rank"].get_yscale() == "linear"
 
 
 @pytest.mark.parametrize(
