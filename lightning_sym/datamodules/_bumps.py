@@ -16,9 +16,8 @@ ENCODINGS = ("scalar", "ramp", "bump", "one_hot")
 def profile(centers: Tensor, size: int, sigma: float) -> Tensor:
     """Return Gaussians over the pixels 0 ... size - 1, ``[..., size]``; all ones where absent."""
     pixels = torch.arange(size, device=centers.device, dtype=centers.dtype)
-    return torch.exp((pixels - centers.nan_to_num()[..., None]).square() * (-0.5 / sigma**2)).where(
-        ~centers.isnan()[..., None], 1.0
-    )
+    rate = torch.full_like(centers, -0.5 / sigma**2).masked_fill_(centers.isnan(), 0.0)  # exp(0 * ...) = 1
+    return (pixels - centers.nan_to_num()[..., None]).square_().mul_(rate[..., None]).exp_()
 
 
 def draw(
@@ -48,11 +47,12 @@ def draw(
     if out is None:
         out = x_NKW.new_empty(len(centers_NKC), 1, size, size)
     image_NHW = out[:, 0]
-    if background == 0 and amplitude == 1 and centers_NKC.shape[1] == 1:
-        torch.mul(y_NHK, x_NKW, out=image_NHW)
+    if centers_NKC.shape[1] == 1:
+        torch.mul(y_NHK if amplitude == 1 else amplitude * y_NHK, x_NKW, out=image_NHW)
+        if background:
+            image_NHW.add_(background)
     else:
-        blank = x_NKW.new_full((), background)
-        torch.baddbmm(blank, y_NHK, x_NKW, alpha=amplitude, out=image_NHW)
+        torch.baddbmm(x_NKW.new_full((), background), y_NHK, x_NKW, alpha=amplitude, out=image_NHW)
     return out
 
 
