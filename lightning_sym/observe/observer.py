@@ -110,6 +110,7 @@ class Observer:
             snapshots), ``moments``, ``reduction``, ``spectra`` (the monitors' arithmetic),
             ``logging``.
         probes: observations made.
+        held_bytes: memory that the last observation's sums and weight snapshots took.
     """
 
     _of: ClassVar[weakref.WeakKeyDictionary[Trainer, Observer]] = weakref.WeakKeyDictionary()
@@ -118,6 +119,7 @@ class Observer:
         self.monitors: list[Any] = []
         self.seconds = dict.fromkeys(("hooks", "moments", "reduction", "spectra", "logging"), 0.0)
         self.probes = 0
+        self.held_bytes = 0
         self._layers: dict[Any, list[Layer]] = {}
         self._recorders: dict[str, Recorder] = {}
         self._due: list[Any] = []
@@ -207,6 +209,7 @@ class Observer:
             )
             recorder.attach()
             self._recorders[name] = recorder
+        self.held_bytes = sum(recorder.held_bytes for recorder in self._recorders.values())
         self.seconds["hooks"] += time.perf_counter() - began
 
     @staticmethod

@@ -124,6 +124,12 @@ class Recorder:
             self._handles.pop().remove()
         self._leave()
 
+    @property
+    def held_bytes(self) -> int:
+        """Memory of the sums and of the weight's snapshot."""
+        snapshots = [t for t in (self.blocks, self.bias, self.outgoing) if t is not None]
+        return sum(t.numel() * t.element_size() for t in [*self.tensors(), *snapshots])
+
     def tensors(self) -> list[Tensor]:
         """Return every tensor to be summed across ranks, in a fixed order."""
         own = [
