@@ -1,0 +1,319 @@
+r"""syre: weight decay towards a frozen random point, which removes parameter symmetries.
+
+The training follows :math:`\ell(\theta + \theta_0) + \gamma\,\theta^\top D\,\theta` with a random
+:math:`\theta_0` that is drawn once (Ziyin, Xu, Chuang, 2024, arXiv 2408.15495). In the weights that the
+model holds, :math:`\phi = \theta + \theta_0`, that is decay of strength ``weight_decay`` (:math:`2\gamma`)
+towards :math:`\theta_0` instead of 0.
+
+How a step is made, and what it costs beyond the optimizer's own:
+
+* coupled decay (SGD, Adam, RMSprop, Adagrad, ...: ``grad + weight_decay * param``): after the closure the
+  gradient takes on ``-weight_decay * theta_0``. One pass: reads two tensors, writes one.
+* decoupled decay (AdamW, ...: ``param * (1 - lr * weight_decay)``): before the update the parameter takes
+  on ``lr * weight_decay / (1 - lr * weight_decay) * theta_0``. One pass, likewise.
+* any other optimizer: the parameters are moved to :math:`\theta` for the update and back after it. Two
+  passes; right for whatever the optimizer does with its parameters.
+
+Memory: :math:`\theta_0` takes as much as the weights it is for (and as much again with anisotropy).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import warnings
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from lightning_sym.symmetry import Symmetry
+
+#: Optimizers that add ``weight_decay * param`` to the gradient, unless their group says otherwise.
+COUPLED = ("SGD", "Adam", "RMSprop", "Adagrad", "Adamax", "NAdam", "RAdam", "Adadelta")
+#: Optimizers that shrink the parameter by ``lr * weight_decay`` before their update.
+DECOUPLED = ("AdamW",)
+
+
+class SyreHandle:
+    """What :func:`attach_syre` returns: the offsets, and the way back.
+
+    Attributes:
+        sigma, anisotropy, seed: as attached.
+    """
+
+    def __init__(
+        self,
+        optimizer: torch.optim.Optimizer,
+        offsets: dict[Tensor, Tensor],
+        stretches: dict[Tensor, Tensor],
+        names: dict[Tensor, str],
+        *,
+        sigma: float,
+        anisotropy: float,
+        seed: int,
+    ) -> None:
+        self._optimizer = optimizer
+        self._offsets, self._stretches, self._names = offsets, stretches, names
+        self.sigma, self.anisotropy, self.seed = sigma, anisotropy, seed
+        self._route = _route(optimizer)
+        self._shifted: list[Tensor] = []
+        self._hooks = [
+            optimizer.register_step_pre_hook(self._before),
+            optimizer.register_step_post_hook(self._after),
+        ]
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the parameters that have an offset."""
+        return [self._names[parameter] for parameter in self._offsets]
+
+    def offset(self, parameter: Tensor) -> Tensor:
+        """Return theta_0 of a parameter, of its shape; zero for one that has none.
+
+        Raises:
+            KeyError: if the parameter is not one of the optimizer's.
+        """
+        if parameter in self._offsets:
+            return self._offsets[parameter].clone()
+        if not any(parameter is p for group in self._optimizer.param_groups for p in group["params"]):
+            raise KeyError("parameter is not one of the optimizer's")
+        return torch.zeros_like(parameter, requires_grad=False)
+
+    def offsets(self) -> dict[str, Tensor]:
+        """Return theta_0 by parameter name."""
+        return {self._names[parameter]: value.clone() for parameter, value in self._offsets.items()}
+
+    def residual_force(self, symmetries: Iterable[Symmetry]) -> dict[Symmetry, Tensor]:
+        r"""Return the push away from each symmetry's mirrors: its strength of removal.
+
+        On a mirror the loss has no gradient across it. What is left is the decay's,
+        :math:`\| P\, w\, \theta_0 \|` with :math:`w` the weight decay and :math:`P` the projection
+        across the mirror; D is left out, being close to 1.
+
+        Args:
+            symmetries: what :func:`~lightning_sym.symmetry.find_symmetries` found in the module whose
+                names the offsets have.
+
+        Returns:
+            By symmetry, the force for each of its units; 0: still a place to be stuck in.
+        """
+        forces: dict[str, Tensor] = {}
+        for group in self._optimizer.param_groups:
+            for parameter in group["params"]:
+                forces[self._names[parameter]] = self.offset(parameter) * group.get("weight_decay", 0.0)
+        return {symmetry: symmetry.mirror_norm(forces) for symmetry in symmetries}
+
+    def remove(self) -> None:
+        """Give the optimizer back: the weights stay as they are, the decay goes to 0 again."""
+        while self._hooks:
+            self._hooks.pop().remove()
+
+    # -- the step ------------------------------------------------------------------------------
+
+    def _before(self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        place = "kwargs" if kwargs.get("closure") is not None else "args"
+        closure = kwargs.get("closure") if place == "kwargs" else (args[1] if len(args) > 1 else None)
+        if closure is None:
+            self._apply()
+            return None
+
+        def adjusted() -> Any:
+            self._unshift()  # a line search calls the closure again
+            loss = closure()
+            self._apply()
+            return loss
+
+        if place == "kwargs":
+            return args, {**kwargs, "closure": adjusted}
+        return (args[0], adjusted, *args[2:]), kwargs
+
+    def _after(self, *_: Any) -> None:
+        self._unshift()
+
+    @torch.no_grad()
+    def _apply(self) -> None:
+        found_inf = getattr(self._optimizer, "found_inf", None)
+        if found_inf is not None and bool(found_inf.sum() > 0):
+            return  # a fused optimizer under a GradScaler: the step will not be made
+        for group in self._optimizer.param_groups:
+            params = [p for p in group["params"] if p in self._offsets and p.grad is not None]
+            if not params:
+                continue
+            offsets = [self._offsets[p] for p in params]
+            if self._route == "shift":
+                torch._foreach_sub_(params, offsets)
+                self._shifted += params
+                continue
+            decay = float(group["weight_decay"])
+            if decay == 0:
+                continue
+            pulls = self._pulls(params, offsets)
+            if _is_decoupled(self._optimizer, group):
+                rate = float(group["lr"]) * decay
+                torch._foreach_add_(params, pulls, alpha=rate / (1 - rate))
+                continue
+            scale = getattr(self._optimizer, "grad_scale", None)
+            alpha = -decay * (float(scale) if scale is not None else 1.0)
+            torch._foreach_add_([p.grad for p in params], pulls, alpha=-alpha if group["maximize"] else alpha)
+
+    def _pulls(self, params: list[Tensor], offsets: list[Tensor]) -> list[Tensor]:
+        """Return ``theta_0 - (D - 1) (phi - theta_0)``: what native decay, ``phi``, is off by."""
+        if not self._stretches:
+            return offsets
+        return [offset - self._stretches[p] * (p - offset) for p, offset in zip(params, offsets, strict=True)]
+
+    @torch.no_grad()
+    def _unshift(self) -> None:
+        if self._shifted:
+            params, self._shifted = self._shifted, []
+            torch._foreach_add_(params, [self._offsets[p] for p in params])
+
+
+def attach_syre(
+    optimizer: torch.optim.Optimizer,
+    *,
+    sigma: float = 0.01,
+    anisotropy: float = 0.0,
+    seed: int = 0,
+    named_parameters: Iterable[tuple[str, Tensor]] | None = None,
+    relative: bool = True,
+    start: Literal["keep", "shift"] = "keep",
+) -> SyreHandle:
+    """Turn an optimizer's weight decay into decay towards a frozen random point.
+
+    Offsets are given to trainable tensors of two dimensions or more in groups whose ``weight_decay``
+    is not 0. Biases and normalisation gains (one dimension) keep their ordinary decay: gains are
+    centred at 1, to which an offset around 0 would do nothing useful. Frozen tensors are left alone.
+
+    Args:
+        optimizer: any ``torch.optim.Optimizer``. Its own ``weight_decay`` is the strength, and may
+            change during training.
+        sigma: standard deviation of theta_0: relative to ``1 / sqrt(fan_in)`` of each tensor (fan_in: the
+            product of all dimensions but the first), or absolute.
+        anisotropy: b of ``D = 1 + U(-b, b)``, in [0, 1); 0: D is the identity. It breaks rotations
+            too. Only for optimizers whose decay is known to be coupled or decoupled.
+        seed: of theta_0 and D. Both depend on the seed, the parameter's name and shape alone: the same on
+            every rank, under sharding, and after a restart.
+        named_parameters: where names come from, usually ``module.named_parameters()``; ``None``:
+            places in the optimizer's groups.
+        relative: whether ``sigma`` is relative to the initialisation scale.
+        start: ``"keep"``: the model's weights stay as they are, and theta is what theta_0 leaves of
+            them; ``"shift"``: theta_0 is added to them, as if training began at theta.
+
+    Returns:
+        A handle: ``offset(parameter)``, ``offsets()``, ``remove()``.
+
+    Raises:
+        ValueError: if an argument is out of its range, or names are missing or ambiguous.
+
+    Warns:
+        UserWarning: once, if no group decays (syre then does nothing), or if an offset is larger
+            than its weights (training then starts far from where theta_0 pulls).
+
+    Example:
+        >>> model = torch.nn.Linear(4, 2)
+        >>> optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.1)
+        >>> handle = attach_syre(optimizer, named_parameters=model.named_parameters())
+        >>> handle.names
+        ['weight']
+    """
+    if not sigma >= 0 or not math.isfinite(sigma):
+        raise ValueError(f"sigma must be finite and at least 0, got {sigma}")
+    if not 0 <= anisotropy < 1:
+        raise ValueError(f"anisotropy must be in [0, 1), got {anisotropy}")
+    if start not in ("keep", "shift"):
+        raise ValueError(f"start must be 'keep' or 'shift', got {start!r}")
+    if anisotropy and _route(optimizer) == "shift":
+        raise ValueError(
+            f"anisotropy={anisotropy} needs an optimizer whose decay is known, one of "
+            f"{', '.join(COUPLED + DECOUPLED)}; got {type(optimizer).__name__}"
+        )
+    names = _names(optimizer, named_parameters)
+    offsets: dict[Tensor, Tensor] = {}
+    stretches: dict[Tensor, Tensor] = {}
+    too_large = []
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            if parameter.ndim < 2 or not parameter.requires_grad or not group.get("weight_decay", 0):
+                continue
+            name = names[parameter]
+            scale = sigma / math.sqrt(math.prod(parameter.shape[1:])) if relative else sigma
+            offsets[parameter] = _like(parameter, scale * _normal(parameter, f"offset/{seed}/{name}"))
+            if anisotropy:
+                uniform = torch.erf(_normal(parameter, f"stretch/{seed}/{name}") / math.sqrt(2))  # on (-1, 1)
+                stretches[parameter] = _like(parameter, anisotropy * uniform)
+            if float(offsets[parameter].norm()) > float(parameter.detach().norm()):
+                too_large.append(name)
+    if not offsets:
+        warnings.warn(
+            "syre does nothing: no parameter group has both a weight_decay above 0 and a trainable tensor of "
+            "two dimensions or more",
+            stacklevel=2,
+        )
+    if too_large:
+        warnings.warn(
+            f"syre's offset is larger than the weights of {', '.join(too_large)}; sigma={sigma} should be "
+            "well below the initialisation scale",
+            stacklevel=2,
+        )
+    if start == "shift":
+        with torch.no_grad():
+            for parameter, offset in offsets.items():
+                parameter += offset
+    return SyreHandle(optimizer, offsets, stretches, names, sigma=sigma, anisotropy=anisotropy, seed=seed)
+
+
+def _route(optimizer: torch.optim.Optimizer) -> Literal["native", "shift"]:
+    known = type(optimizer).__module__.startswith("torch.optim")
+    return "native" if known and type(optimizer).__name__ in COUPLED + DECOUPLED else "shift"
+
+
+def _is_decoupled(optimizer: torch.optim.Optimizer, group: dict[str, Any]) -> bool:
+    return type(optimizer).__name__ in DECOUPLED or bool(group.get("decoupled_weight_decay", False))
+
+
+def _names(
+    optimizer: torch.optim.Optimizer, named_parameters: Iterable[tuple[str, Tensor]] | None
+) -> dict[Tensor, str]:
+    """Return a name for each of the optimizer's parameters."""
+    own = [
+        (f"{g}.{i}", p)
+        for g, group in enumerate(optimizer.param_groups)
+        for i, p in enumerate(group["params"])
+    ]
+    if named_parameters is None:
+        return {p: name for name, p in own}
+    wrappers = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
+    given: dict[Tensor, str] = {}
+    for name, parameter in named_parameters:
+        given.setdefault(parameter, ".".join(part for part in name.split(".") if part not in wrappers))
+    missing = [place for place, parameter in own if parameter not in given]
+    if missing:
+        raise ValueError(
+            f"named_parameters lacks {len(missing)} of the optimizer's parameters "
+            f"(places {', '.join(missing[:5])})"
+        )
+    names = {parameter: given[parameter] for _, parameter in own}
+    if len(set(names.values())) < len(names):
+        raise ValueError("named_parameters gives two parameters one name; theta_0 is drawn by name")
+    return names
+
+
+def _normal(parameter: Tensor, key: str) -> Tensor:
+    """Return standard normal numbers, float64, that depend on the key and the full shape alone."""
+    digest = hashlib.sha256(key.encode()).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+    return torch.randn(tuple(parameter.shape), generator=generator, dtype=torch.float64)
+
+
+def _like(parameter: Tensor, value: Tensor) -> Tensor:
+    """Return a value in the parameter's precision, on its device, sharded as it is."""
+    value = value.to(parameter.dtype).to(parameter.device)
+    if getattr(parameter, "placements", None) is None:
+        return value
+    from torch.distributed.tensor import distribute_tensor
+
+    return distribute_tensor(value, parameter.device_mesh, parameter.placements)  # type: ignore[attr-defined]
