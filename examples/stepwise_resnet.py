@@ -137,7 +137,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=128, help="images the spectrum is taken on")
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--dimensions", type=int, default=8)
-    parser.add_argument("--steps", type=int, default=250)
+    parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--init-scale", type=float, default=0.5)
     parser.add_argument(
         "--lr", type=float, nargs=3, default=[3e-3, 3e-3, 3e-2], help=f"of {', '.join(LOSSES)}"
