@@ -1,0 +1,243 @@
+"""Every kind is found on a network that has it, and not on the same network changed so that it hasn't."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lightning_sym.symmetry import find_symmetries
+
+
+def seeded(make):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return make()
+
+
+def example(*shape: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(1))
+
+
+def kinds(module: nn.Module, x: Tensor, **options) -> set[str]:
+    return {symmetry.kind for symmetry in find_symmetries(module, x, **options)}
+
+
+class Offset(nn.Module):
+    """A fixed number for each unit: a bias that no symmetry may move."""
+
+    def __init__(self, size: int, *, alike: bool = False) -> None:
+        super().__init__()
+        self.register_buffer("offset", torch.ones(size) if alike else torch.linspace(0.1, 1.0, size))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.offset
+
+
+def mlp(*between: nn.Module) -> nn.Module:
+    return seeded(lambda: nn.Sequential(nn.Linear(4, 6), *between, nn.Linear(6, 3)))
+
+
+def conv(*between: nn.Module) -> nn.Module:
+    return seeded(
+        lambda: nn.Sequential(nn.Conv2d(3, 6, 3), *between, nn.ReLU(), nn.Conv2d(6, 2, 3), nn.Flatten())
+    )
+
+
+HAVE = [
+    ("permutation", mlp(nn.GELU()), mlp(Offset(6), nn.GELU())),
+    ("permutation", mlp(Offset(6, alike=True), nn.GELU()), mlp(Offset(6), nn.GELU())),
+    ("rescaling", mlp(nn.ReLU()), mlp(nn.GELU())),
+    ("rescaling", mlp(nn.LeakyReLU(0.2)), mlp(Offset(6, alike=True), nn.LeakyReLU(0.2))),
+    ("rescaling", mlp(nn.PReLU(6)), mlp(nn.ELU())),
+    ("signflip", mlp(nn.Tanh()), mlp(nn.Sigmoid())),
+    ("signflip", mlp(nn.Softsign()), mlp(Offset(6), nn.Softsign())),
+    ("signflip", mlp(nn.Hardtanh()), mlp(nn.Hardtanh(-1.0, 2.0))),
+    ("rotation", mlp(), mlp(nn.ReLU())),
+    ("rotation", mlp(nn.Dropout()), mlp(Offset(6))),
+]
+CONV = [
+    ("scale", conv(nn.BatchNorm2d(6)), conv(nn.Identity())),
+    ("scale", conv(nn.BatchNorm2d(6, affine=False)), conv(nn.Softplus())),
+    ("scale", conv(nn.GroupNorm(2, 6)), conv(nn.Sigmoid(), nn.GroupNorm(2, 6))),
+    ("scale", conv(nn.InstanceNorm2d(6)), conv(nn.Sigmoid(), nn.InstanceNorm2d(6))),
+]
+
+
+@pytest.mark.parametrize(("kind", "has", "has_not"), HAVE)
+def test_found_where_it_is_and_only_there(kind, has, has_not):
+    assert kind in kinds(has, example(5, 4))
+    assert kind not in kinds(has_not, example(5, 4))
+
+
+@pytest.mark.parametrize(("kind", "has", "has_not"), CONV)
+def test_found_in_front_of_normalisation_and_only_there(kind, has, has_not):
+    assert kind in kinds(has, example(4, 3, 7, 7))
+    assert kind not in kinds(has_not, example(4, 3, 7, 7))
+
+
+def test_translation_needs_a_loss_that_ignores_it():
+    model, x, y = mlp(nn.ReLU()), example(5, 4), torch.tensor([0, 1, 2, 0, 1])
+    assert "translation" not in kinds(model, x)
+    assert "translation" not in kinds(model, x, loss=lambda out: F.mse_loss(out, F.one_hot(y, 3).double()))
+    found = find_symmetries(model, x, loss=lambda out: F.cross_entropy(out, y)).of_kind("translation")
+    assert [s.parameters for s in found] == [{"2.weight": (0,), "2.bias": (0,)}]
+    assert found[0].size == 7  # six inputs and the bias
+
+
+def test_every_symmetry_leaves_the_users_module_alone_until_asked():
+    model, x = mlp(nn.ReLU()).double(), example(5, 4).double()
+    before, state = model(x), copy.deepcopy(model.state_dict())
+    for symmetry in find_symmetries(model, x):
+        assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
+        element = symmetry.random_element(3)
+        symmetry.transform(element)
+        assert not all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
+        torch.testing.assert_close(model(x), before, rtol=1e-10, atol=1e-12)
+        symmetry.transform(element, inverse=True)
+        for name, value in model.state_dict().items():
+            torch.testing.assert_close(value, state[name], rtol=1e-10, atol=1e-12)
+
+
+def test_the_trial_refutes_what_the_trace_allows():
+    class Sly(nn.Module):
+        """Reads a weight behind the trace's back."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 6), nn.Linear(6, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            first = self.a.weight.tolist()[0][0]  # which unit comes first matters
+            return self.b(torch.relu(self.a(x))) * (1 + first)
+
+    model = seeded(Sly)
+    found = find_symmetries(model, example(5, 4))
+    assert list(found) == []
+    assert len(found.refuted) == 2
+
+
+def test_what_has_no_rule_is_said_and_the_rest_returned():
+    class Odd(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.c = nn.Linear(4, 6), nn.Linear(6, 5), nn.Linear(5, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.c(torch.relu(self.b(self.a(x).cumsum(1))))
+
+    with pytest.warns(UserWarning, match="cumsum"):
+        found = find_symmetries(seeded(Odd), example(5, 4))
+    assert any("cumsum" in line for line in found.untraced)
+    assert {next(iter(s.parameters)) for s in found} == {"b.weight"}
+
+
+def test_residual_connections_tie_layers_together():
+    class Residual(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.into, self.up, self.down = nn.Linear(4, 6), nn.Linear(6, 8), nn.Linear(8, 6)
+            self.out = nn.Linear(6, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.into(x)
+            return self.out(F.relu(h + self.down(F.relu(self.up(h)))))
+
+    found = find_symmetries(seeded(Residual), example(5, 4), kinds=["permutation"])
+    tied = {
+        "into.weight": (0,), "into.bias": (0,), "up.weight": (1,),
+        "down.weight": (0,), "down.bias": (0,), "out.weight": (1,),
+    }  # fmt: skip
+    assert tied in [s.parameters for s in found]
+    assert len(found) == 2
+
+
+def test_depthwise_convolution_moves_with_its_channels():
+    model = seeded(
+        lambda: nn.Sequential(
+            nn.Conv2d(3, 6, 1), nn.ReLU(), nn.Conv2d(6, 6, 3, groups=6), nn.ReLU(), nn.Conv2d(6, 2, 1)
+        )
+    )
+    found = find_symmetries(model, example(2, 3, 5, 5))
+    assert [set(s.parameters) for s in found.of_kind("permutation")] == [
+        {"0.weight", "0.bias", "2.weight", "2.bias", "4.weight"}
+    ]
+    assert [set(s.parameters) for s in found.of_kind("rescaling")] == [
+        {"0.weight", "0.bias", "2.weight"},
+        {"2.weight", "2.bias", "4.weight"},
+    ]
+
+
+def test_low_rank_adapter_has_a_rotation_of_its_rank():
+    class Adapted(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.base, self.a, self.b = nn.Linear(5, 6), nn.Linear(5, 2, bias=False), nn.Linear(2, 6)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.tanh(self.base(x) + 0.5 * self.b(self.a(x)))
+
+    found = find_symmetries(seeded(Adapted), example(7, 5)).of_kind("rotation")
+    assert [s.parameters for s in found] == [{"a.weight": (0,), "b.weight": (1,)}]
+    assert found[0].size == 2
+
+
+def test_tied_weights_move_once():
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed, self.inner, self.head = nn.Embedding(9, 6), nn.Linear(6, 6), nn.Linear(6, 9)
+            self.head.weight = self.embed.weight
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.embed(x) + F.gelu(self.inner(self.embed(x))))
+
+    model = seeded(Tied)
+    found = find_symmetries(model, torch.arange(8).reshape(2, 4), kinds=["permutation"])
+    assert [s.parameters for s in found] == [
+        {"embed.weight": (1,), "inner.weight": (1, 0), "inner.bias": (0,)},
+    ] or [set(s.parameters) for s in found] == [{"embed.weight", "inner.weight", "inner.bias"}]
+
+
+def test_frozen_parameters_are_constants_on_request():
+    model = mlp(nn.ReLU())
+    model[0].bias.requires_grad_(False)
+    assert kinds(model, example(5, 4)) == {"permutation", "rescaling"}
+    assert kinds(model, example(5, 4), include_frozen=False) == set()
+
+
+def test_compiled_names_are_clean():
+    class Outer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = torch.compile(mlp(nn.ReLU()))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.net(x)
+
+    found = find_symmetries(seeded(Outer), example(5, 4))
+    assert found[0].parameters == {"net.0.weight": (0,), "net.0.bias": (0,), "net.2.weight": (1,)}
+    found[0].transform(found[0].random_element(0))
+
+
+def test_reproducible_and_silent_on_the_global_generator():
+    model, x = mlp(nn.Dropout(), nn.ReLU()).train(), example(5, 4)
+    state = torch.get_rng_state()
+    first, second = find_symmetries(model, x), find_symmetries(model, x)
+    assert torch.equal(state, torch.get_rng_state())
+    assert model.training
+    assert list(map(repr, first)) == list(map(repr, second))
+    assert repr(first[0]) == "Permutation(6 units of 0: 0.weight[0], 0.bias[0], 3.weight[1])"
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [({"kinds": ["rotations"]}, "rotations"), ({"tolerance": 0.0}, "tolerance"), ({}, "example_inputs")],
+)
+def test_user_errors(options, match):
+    inputs = () if not options else (example(5, 4),)
+    with pytest.raises(ValueError, match=match):
+        find_symmetries(mlp(), *inputs, **options)
