@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Iterator
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
+from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_sym.callbacks.base import Monitor
+from lightning_sym.callbacks.base import Monitor, undisturbed
+from lightning_sym.callbacks.trainability import Locator, detached_copy, locate
 from lightning_sym.functional.neural_collapse import neural_collapse_from_sums
 from lightning_sym.functional.rank import (
     effective_rank_from_eigenvalues,
@@ -23,6 +25,9 @@ from lightning_sym.observe.observation import ClassSums, LayerObservation, Obser
 from lightning_sym.observe.observer import Wants
 from lightning_sym.observe.reading import Reading
 from lightning_sym.observe.schedule import Schedule
+
+if TYPE_CHECKING:
+    from lightning_sym.symmetry import Symmetry
 
 
 class CollapseMonitor(Monitor):
@@ -44,6 +49,12 @@ class CollapseMonitor(Monitor):
             counted once (incoming weights and bias, and outgoing weights where an ``nn.Sequential``
             makes the reader plain), in [1/O, 1]. Grouped convolutions are compared within groups.
         ``collapse/<layer>/zero_units``: fraction of output units with zero incoming weights.
+    and with ``causes``, which symmetry the units fell into (weights after the step; a share is
+    there for those kinds of symmetry that :func:`~lightning_sym.symmetry.find_symmetries` proves of
+    the layer's output units):
+        ``collapse/<layer>/permutation``: share of units that equal another, in [0, 1].
+        ``collapse/<layer>/rescaling``: share of units that are zero, in and out.
+        ``collapse/<layer>/rotation``: share of directions lost.
     of the classifier, when ``targets`` are given; its head is the last watched ``nn.Linear``:
         ``collapse/nc1`` to ``collapse/nc4``: neural collapse of its inputs; each is 0 at collapse
             (:class:`~lightning_sym.functional.neural_collapse.NeuralCollapse`).
@@ -62,6 +73,9 @@ class CollapseMonitor(Monitor):
         targets: where the class labels are in a batch: an index, a key or a function of the batch.
         tolerance: ``1 - cosine`` up to which two units' weights are the same; 0.01 is 8 degrees.
         rtol: relative cut of ``numerical_rank`` and ``zero_units``.
+        causes: find the network's symmetries at the first due step (seconds for a large network, on
+            a copy) and name what collapsed units fell into.
+        inputs: where ``causes`` finds the module's input in a batch: an index, a key or a function.
         histograms: also log each layer's covariance spectrum (log10, relative) as a histogram.
         strict: raise what goes wrong in here instead of warning once and going on.
 
@@ -81,6 +95,8 @@ class CollapseMonitor(Monitor):
         targets: int | str | Callable[[Any], Tensor] | None = None,
         tolerance: float = 1e-2,
         rtol: float = 1e-3,
+        causes: bool = False,
+        inputs: Locator = 0,
         histograms: bool = False,
         strict: bool = False,
     ) -> None:
@@ -91,7 +107,10 @@ class CollapseMonitor(Monitor):
         self.targets = targets
         self.tolerance = tolerance
         self.rtol = rtol
+        self.causes = causes
+        self.inputs = inputs
         self.histograms = histograms
+        self._symmetries: list[Symmetry] | None = None
         self.wants = dataclasses.replace(type(self).wants, targets=targets)
 
     @override
@@ -101,6 +120,9 @@ class CollapseMonitor(Monitor):
             found = dict(self._read_layer(layer))
             for what, value in found.items():
                 yield Reading(f"collapse/{layer.name}/{what}", value)
+            if self._symmetries:
+                for kind, share in self._read_causes(layer):
+                    yield Reading(f"collapse/{layer.name}/{kind}", share)
             scores.append(self._score(layer, found))
             if self.histograms and layer.outputs is not None:
                 values = layer.outputs.eigenvalues
@@ -111,6 +133,30 @@ class CollapseMonitor(Monitor):
                 yield from self._read_classes(layer.classes, layer.blocks[0])
         if scores:
             yield Reading("collapse/score", sum(scores) / len(scores))
+
+    @override
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
+        if self.causes and self._symmetries is None:
+            self._symmetries = []
+            with self.guard(trainer, "the search for symmetries"), undisturbed(pl_module):
+                from lightning_sym.symmetry import find_symmetries
+
+                found = find_symmetries(detached_copy(pl_module), locate(batch, self.inputs))
+                # Bound to the module in training: read as it is by then.
+                self._symmetries = [symmetry.bind(pl_module) for symmetry in found]
+
+    @override
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_fit_end(trainer, pl_module)
+        self._symmetries = None
+
+    def _read_causes(self, layer: LayerObservation) -> Iterator[tuple[str, float]]:
+        from lightning_sym.symmetry import collapse_causes
+
+        yield from collapse_causes(self._symmetries or [], layer.name, tolerance=self.tolerance).items()
 
     def _read_layer(self, layer: LayerObservation) -> Iterator[tuple[str, float]]:
         stream = layer.outputs

@@ -10,6 +10,8 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
+from lightning_sym.observe.recorder import Recorder
+
 Locator = int | str | Callable[[Any], Any]
 
 
@@ -28,7 +30,7 @@ def fresh_twin(module: nn.Module) -> nn.Module:
     Uses the global random state: call it inside a fork. Parameters that belong to no submodule
     with a ``reset_parameters`` keep their values.
     """
-    twin = _copy(module)
+    twin = detached_copy(module)
     for child in twin.modules():
         reset = getattr(child, "reset_parameters", None) or getattr(child, "_reset_parameters", None)
         if callable(reset):
@@ -64,14 +66,14 @@ def trainability(
         TypeError: if the module's output is not a floating point tensor.
     """
     x = locate(batch, inputs)
-    reached = _progress(_copy(module), x, steps=steps, lr=lr, seed=seed)
+    reached = _progress(detached_copy(module), x, steps=steps, lr=lr, seed=seed)
     torch.manual_seed(seed)
     of_fresh = _progress(fresh_twin(module), x, steps=steps, lr=lr, seed=seed)
     return reached / of_fresh if of_fresh > 0 else float("nan")
 
 
-def _copy(module: nn.Module) -> nn.Module:
-    """Deep-copy a module without the trainer it hangs on, and without hooks of others."""
+def detached_copy(module: nn.Module) -> nn.Module:
+    """Deep-copy a module without the trainer it hangs on, and without the observation's hooks."""
     trainer = getattr(module, "_trainer", None)
     fabric = getattr(module, "_fabric", None)
     if isinstance(module, LightningModule):
@@ -83,7 +85,15 @@ def _copy(module: nn.Module) -> nn.Module:
             module._trainer, module._fabric = trainer, fabric
     for parameter in twin.parameters():
         parameter.grad = None
+    for child in twin.modules():
+        for hooks in (child._forward_hooks, child._forward_pre_hooks):
+            for key in [k for k, hook in hooks.items() if isinstance(_owner(hook), Recorder)]:
+                del hooks[key]
     return twin
+
+
+def _owner(hook: Any) -> Any:
+    return getattr(hook, "__self__", None)
 
 
 @torch.enable_grad()

@@ -515,3 +515,20 @@ def test_callbacks_are_built_from_plain_values():
         built = parser.instantiate(config).monitor
         assert built.layers == "net.*"
         assert "optimizer steps" in parser.format_help()
+
+
+def test_collapse_names_the_symmetry_that_units_fell_into():
+    net = mlp(4, 8, 6, 4, act=nn.ReLU)
+    with torch.no_grad():
+        net[0].weight[1], net[0].bias[1] = net[0].weight[0], net[0].bias[0]  # twins, in and out
+        net[2].weight[:, 1] = net[2].weight[:, 0]
+        net[2].weight[3], net[2].bias[3], net[4].weight[:, 3] = 0, 0, 0  # a unit at zero
+    watch = CollapseMonitor(causes=True, strict=True, every_n_steps=1)
+    data = TensorDataset(torch.randn(8, 4), torch.randint(0, 4, (8,)))
+    trainer(max_steps=2, callbacks=[watch]).fit(Classifier(net), DataLoader(data, batch_size=4))
+    for row in watch.history:
+        assert row["collapse/net.0/permutation"] == 2 / 8
+        assert row["collapse/net.0/rescaling"] == 0
+        assert row["collapse/net.2/rescaling"] == 1 / 6
+        assert row["collapse/net.2/permutation"] == 0
+    assert watch._symmetries is None
