@@ -2,9 +2,10 @@
 
 A two-layer ReLU student starts with groups of identical neurons. By the permutation symmetry their gradients
 are identical too, so that plain training never tells them apart. An offset without decay only moves the
-mirror: its neurons stay equal but for the rounding of theta + theta_0, which the trap, being a saddle, magnifies
-until after some ten thousand steps it parts some of them (float64; a few thousand in float32). All arms start from the same effective
-weights, but for the last one, which has to change them. Source: Ziyin et al., 2024, arXiv 2408.15495.
+mirror: its neurons stay equal but for the rounding of theta + theta_0, which the trap, being a saddle,
+magnifies until it parts some of them (after some ten thousand steps in float64, a few thousand in float32).
+All arms start from the same effective weights, but for the last one, which has to change them. Source: Ziyin
+et al., 2024, arXiv 2408.15495.
 
 All seeds are trained at once, as one batch of networks; arms differ in the decay alone.
 

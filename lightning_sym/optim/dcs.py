@@ -1,0 +1,147 @@
+r"""Constraints by symmetry: what a mirror symmetry and decay do to a network, made use of on purpose.
+
+A factorised weight has a symmetry, decay drives it onto the symmetry's mirror, and the mirror is the
+constraint (Ziyin, 2023, arXiv 2309.16932: differentiable constraints by symmetry). The paper's general form
+was not seen; what is built here is derived: with projections :math:`P = O O^\top`,
+
+.. math:: \theta = O\,(w \odot O^\top u) + (I - P)\,v, \qquad
+    \ell(\theta) + \kappa\,(\lVert O^\top u \rVert^2 + \lVert w \rVert^2),
+
+which at its minimum over factors of equal product is an :math:`L_1` penalty (``w`` a vector) or a group lasso
+(``w`` a number for the group) of strength :math:`2 \kappa` on :math:`O^\top \theta`. The special case
+:math:`\theta = u \odot w` is certain.
+
+============== ============================= ============================== ==============================
+kind           symmetry                      factorisation                  penalty on the weight W
+============== ============================= ============================== ==============================
+``sparse``     rescaling of single entries   ``U * V``                      sum of ``|W_ij|``
+``group``      rescaling of units            ``u_i * V_i`` (rows)           sum of ``||W_i||``
+``low_rank``   rotation                      ``U @ V``                      sum of singular values
+``equal``      permutation of units          mean + ``u_i * V_i``           sum of ``||W_i - mean||``
+============== ============================= ============================== ==============================
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+Kind = Literal["sparse", "group", "low_rank", "equal"]
+KINDS: tuple[Kind, ...] = ("sparse", "group", "low_rank", "equal")
+
+
+class _Factors(nn.Module):
+    """A weight made of two factors of equal size, and for ``equal`` of a mean that is not penalised."""
+
+    def __init__(self, kind: Kind, shape: torch.Size) -> None:
+        super().__init__()
+        self.kind, self.shape = kind, shape
+
+    def forward(self, first: Tensor, second: Tensor, mean: Tensor | None = None) -> Tensor:
+        if self.kind == "sparse":
+            return first * second
+        if self.kind == "low_rank":
+            return (first @ second).reshape(self.shape)
+        rows = first[:, None] * second
+        return (rows if mean is None else rows + mean).reshape(self.shape)
+
+    def right_inverse(self, weight: Tensor) -> tuple[Tensor, ...]:
+        """Return balanced factors: the point of least penalty with this product."""
+        if self.kind == "sparse":
+            root = weight.abs().sqrt()
+            return root, root * weight.sign()
+        rows = weight.flatten(1)
+        if self.kind == "low_rank":
+            u, s, v = torch.linalg.svd(rows, full_matrices=False)
+            return u * s.sqrt(), s.sqrt()[:, None] * v
+        mean = rows.mean(dim=0)
+        apart = rows - mean if self.kind == "equal" else rows
+        norm = apart.norm(dim=1)
+        second = apart / torch.where(norm > 0, norm.sqrt(), torch.ones_like(norm))[:, None]
+        return (norm.sqrt(), second, mean) if self.kind == "equal" else (norm.sqrt(), second)
+
+
+def constrain(module: nn.Module, name: str = "weight", *, kind: Kind) -> list[nn.Parameter]:
+    r"""Factorise a weight so that decay of its factors constrains it.
+
+    The derived form of the module's docstring, by ``torch.nn.utils.parametrize``: the weight keeps its value,
+    and the module its forward pass. Give the returned factors a group with ``weight_decay`` in an optimizer
+    with *coupled* decay (SGD): a ``weight_decay`` of :math:`g` is :math:`\kappa = g / 2`, so a penalty of
+    strength :math:`g` on the weight. Any decay of the mean in ``equal`` is a matter of its own and left to you.
+
+    Args:
+        module: holds the weight.
+        name: of the parameter, ``[O, ...]``; for all kinds but ``sparse`` its first dimension is units.
+        kind: ``"sparse"``, ``"group"``, ``"low_rank"`` or ``"equal"``, see the table above.
+
+    Returns:
+        The two factors, whose decay drives the constraint.
+
+    Raises:
+        ValueError: if the kind is unknown, or the parameter is missing, has too few dimensions or is
+            parametrised already.
+
+    Example:
+        >>> layer = torch.nn.Linear(3, 2, bias=False)
+        >>> [tuple(factor.shape) for factor in constrain(layer, kind="group")]
+        [(2,), (2, 3)]
+    """
+    if kind not in KINDS:
+        raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}")
+    weight = getattr(module, name, None)
+    if not isinstance(weight, nn.Parameter) or parametrize.is_parametrized(module, name):
+        raise ValueError(f"name={name!r} must be a plain parameter of {type(module).__name__}")
+    if weight.ndim < 2 and kind != "sparse":
+        raise ValueError(f"kind={kind!r} needs a weight of two dimensions or more, got {tuple(weight.shape)}")
+    parametrize.register_parametrization(module, name, _Factors(kind, weight.shape))
+    originals = module.parametrizations[name]  # type: ignore[index, union-attr]
+    return [originals.original0, originals.original1]  # type: ignore[union-attr, list-item]
+
+
+@torch.no_grad()
+def finalize(module: nn.Module, name: str = "weight", *, tolerance: float = 1e-6) -> Tensor:
+    """Put the weight back in one piece, with what decay drove to nothing exactly there.
+
+    Args:
+        module: whose weight was factorised by :func:`constrain`.
+        name: of the parameter.
+        tolerance: what counts as nothing: entries (``sparse``), norms of units (``group``), singular
+            values (``low_rank``), distances from the mean (``equal``) up to it become exactly 0.
+
+    Returns:
+        Boolean: entries, units, directions or units that were set to nothing.
+
+    Raises:
+        ValueError: if the parameter was not factorised by :func:`constrain`, or ``tolerance`` is negative.
+    """
+    if not tolerance >= 0:
+        raise ValueError(f"tolerance must be at least 0, got {tolerance}")
+    factors = _factors(module, name)
+    weight = getattr(module, name).detach().clone()
+    if factors.kind == "sparse":
+        gone = weight.abs() <= tolerance
+        weight[gone] = 0.0
+    elif factors.kind == "low_rank":
+        u, s, v = torch.linalg.svd(weight.flatten(1), full_matrices=False)
+        gone = s <= tolerance
+        weight = ((u * torch.where(gone, 0.0, s)) @ v).reshape(weight.shape)
+    else:
+        rows = weight.flatten(1)
+        mean = module.parametrizations[name].original2 if factors.kind == "equal" else 0.0  # type: ignore[index, union-attr]
+        gone = (rows - mean).norm(dim=1) <= tolerance  # type: ignore[operator]
+        rows = torch.where(gone[:, None], torch.as_tensor(mean, dtype=rows.dtype, device=rows.device), rows)
+        weight = rows.reshape(weight.shape)
+    parametrize.remove_parametrizations(module, name, leave_parametrized=True)
+    getattr(module, name).copy_(weight)
+    return gone
+
+
+def _factors(module: nn.Module, name: str) -> _Factors:
+    if parametrize.is_parametrized(module, name):
+        first = module.parametrizations[name][0]  # type: ignore[index]
+        if isinstance(first, _Factors):
+            return first
+    raise ValueError(f"name={name!r} of {type(module).__name__} was not factorised by constrain()")
