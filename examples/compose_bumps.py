@@ -90,7 +90,7 @@ def run(arm: str, args: argparse.Namespace, seed: int) -> dict[str, Any]:
     began, began_cpu = time.perf_counter(), time.process_time()
     trainer.fit(module, datamodule=data)
     last = monitor.history[-1]
-    centers = data.ood_centers[:: max(1, len(data.ood_centers) // 5)][:6]
+    centers = data.ood_centers[torch.linspace(0, len(data.ood_centers) - 1, 6).long()]
     with torch.no_grad():
         images = module.cpu().eval()(data.encode(centers))[:, 0]
     return {

@@ -24,3 +24,26 @@ def test_forced_factorisation_helps_out_of_distribution(tmp_path):
     assert (tmp_path / "compose_bumps.png").stat().st_size > 10_000
     assert "bumps found" in printed
     assert str(tmp_path) not in json.dumps(result)
+
+
+def test_stripes_help_out_of_distribution(tmp_path):
+    printed = run("stripes_vs_bumps.py", "--smoke", "--out", tmp_path)
+    result = json.loads((tmp_path / "stripes_vs_bumps.json").read_text())
+    most = max(row["images"] for row in result["runs"])
+    ood = {row["arm"]: row["ood"] for row in result["runs"] if row["images"] == most}
+    found = {row["arm"]: row["ood_found"] for row in result["runs"] if row["images"] == most}
+    assert ood["stripes"] < ood["bumps"]
+    assert found["stripes"] > 0.5 > found["bumps"]
+    assert (tmp_path / "stripes_vs_bumps.png").stat().st_size > 10_000
+    assert "images needed" in printed
+
+
+def test_what_is_counted(monkeypatch):
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    import stripes_vs_bumps as example
+
+    rows = [{"images": n, "ood": e} for n, e in ((20, 0.9), (40, 0.2), (80, 0.1))]
+    assert example.needed(rows, 0.25) == 40
+    assert example.needed(rows, 0.01) == float("inf")
+    assert abs(example.exponent([10, 20, 40], [7.0, 56.0, 448.0]) - 3) < 1e-12
+    assert example.exponent([10, 20], [7.0, float("inf")]) is None

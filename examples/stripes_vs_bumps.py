@@ -1,0 +1,190 @@
+"""How many training images does a decoder need to compose: bumps alone, or stripes and bumps?
+
+Liang et al. (2025), arXiv:2501.18797, report that images which depend on one coordinate only ("stripes")
+cut the data needed to compose from about N^3 to about N images, N being the side of an image. Their
+threshold is not given. Here a decoder composes when its squared error on held-out bumps is below a share
+(--threshold) of a blank image's. Training sets of 2N, 4N, 8N, ... images; "stripes" has 2N stripes in each,
+the rest are bumps outside the hold-out. Every training set gets the same number of steps.
+
+    python examples/stripes_vs_bumps.py
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import math
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from _report import save, spread, table
+from lightning.pytorch import Trainer
+from matplotlib.figure import Figure
+
+from lightning_sym.datamodules import GaussianBumpsDataModule
+from lightning_sym.functional import find_bump
+from lightning_sym.modules import TransposedConvDecoder
+
+ARMS = ("bumps", "stripes")
+
+
+def run(arm: str, size: int, images: int, args: argparse.Namespace, seed: int) -> dict[str, Any]:
+    """Train one decoder on so many images and measure it on the hold-out."""
+    stripes = 2 * size if arm == "stripes" else 0
+    data = GaussianBumpsDataModule(
+        size,
+        encoding="bump",
+        centers="continuous",
+        holdout_size=max(1, round(args.holdout * size)),
+        samples=images - stripes,
+        stripes=stripes,
+        ood_samples=300,
+        seed=seed,
+    )
+    module = TransposedConvDecoder(
+        data.code_length, size=size, channels=args.channels, hidden_layers=4, lr=args.lr, seed=seed
+    )
+    module.anneal = True
+    began = time.process_time()
+    Trainer(
+        accelerator="cpu",
+        max_steps=args.steps,
+        limit_val_batches=0,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    ).fit(module, datamodule=data)
+    row: dict[str, Any] = {"arm": arm, "size": size, "images": images, "seed": seed}
+    module.eval()
+    for name, centers in (("id", data.id_centers), ("ood", data.ood_centers)):
+        with torch.no_grad():
+            drawn, wanted = module(data.encode(centers)), data.render(centers)
+        row[name] = ((drawn - wanted).square().mean() / (wanted - 1).square().mean()).item()
+        found = find_bump(drawn, centers[:, 0], background=1.0, amplitude=-1.0).found
+        row[f"{name}_found"] = found.float().mean().item()
+    row["cpu_seconds"] = time.process_time() - began
+    return row
+
+
+def needed(rows: list[dict[str, Any]], threshold: float) -> float:
+    """Return the smallest number of images with an error below the threshold, inf if none has."""
+    return min((row["images"] for row in rows if row["ood"] < threshold), default=math.inf)
+
+
+def exponent(sizes: list[int], counts: list[float]) -> float | None:
+    """Return the slope of log count over log size, where every count is finite."""
+    if len(sizes) < 2 or not all(map(math.isfinite, counts)):
+        return None
+    x, y = (torch.tensor(values, dtype=torch.float64).log() for values in (sizes, counts))
+    return float(((x - x.mean()) * (y - y.mean())).sum() / (x - x.mean()).square().sum())
+
+
+def draw(runs: list[dict[str, Any]], counts: dict[str, dict[int, list[float]]], threshold: float) -> Figure:
+    """Return error over images for each size, beside the number of images needed over size."""
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    sizes = sorted({row["size"] for row in runs})
+    marks = dict(zip(ARMS, ("o--", "s-"), strict=True))
+    for k, size in enumerate(sizes):
+        for arm in ARMS:
+            here = [row for row in runs if row["size"] == size and row["arm"] == arm]
+            at = sorted({row["images"] for row in here})
+            mean = [spread([r["ood"] for r in here if r["images"] == n])["mean"] for n in at]
+            left.plot(at, mean, marks[arm], color=f"C{k}", markersize=4, label=f"N = {size}, {arm}")
+    left.axhline(threshold, color="0.5", linestyle=":")
+    left.set(xscale="log", yscale="log", xlabel="training images", ylabel="error on hold-out / blank image")
+    left.legend(fontsize=7)
+    most = max(row["images"] / row["size"] for row in runs)
+    for arm, colour in zip(ARMS, ("tab:red", "tab:blue"), strict=True):
+        for size, values in counts[arm].items():
+            for k, value in enumerate(values):
+                reached = math.isfinite(value)
+                right.plot(
+                    size + 0.25 * (k - 1),
+                    value if reached else most * size * 1.25,
+                    "o" if reached else "^",
+                    color=colour,
+                    markerfacecolor=colour if reached else "none",
+                )
+        right.plot([], [], "o", color=colour, label=arm)
+    right.plot([], [], "^", color="0.3", markerfacecolor="none", label="more than were tried")
+    right.set(yscale="log", xlabel="image side N", ylabel="training images needed")
+    right.legend(fontsize=8)
+    return figure
+
+
+def main() -> None:
+    """Run the example."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--smoke", action="store_true", help="seconds: one size, one seed")
+    parser.add_argument("--out", type=Path, default=Path("runs/stripes_vs_bumps"))
+    parser.add_argument("--sizes", type=int, nargs="+", default=[12, 16, 20, 24])
+    parser.add_argument("--doublings", type=int, default=4, help="of the smallest training set, 2N")
+    parser.add_argument("--holdout", type=float, default=0.6, help="side of the hold-out over N")
+    parser.add_argument("--threshold", type=float, default=0.25)
+    parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--channels", type=int, default=16)
+    parser.add_argument("--lr", type=float, default=3e-3)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    args = parser.parse_args()
+    if args.smoke:
+        args.sizes, args.doublings, args.steps, args.seeds = [10], 1, 250, args.seeds[:1]
+    warnings.filterwarnings("ignore", module="lightning.*")
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+
+    runs: list[dict[str, Any]] = []
+    counts: dict[str, dict[int, list[float]]] = {arm: {} for arm in ARMS}
+    rows = []
+    for size in args.sizes:
+        for arm in ARMS:
+            mine = [
+                run(arm, size, 2 * size * 2**k, args, seed)
+                for k in range(1 if arm == "stripes" else 0, args.doublings + 1)
+                for seed in args.seeds
+            ]
+            counts[arm][size] = [
+                needed([row for row in mine if row["seed"] == seed], args.threshold) for seed in args.seeds
+            ]
+            runs += mine
+            last = [row for row in mine if row["images"] == mine[-1]["images"]]
+            says = ", ".join(
+                f"{n:g}" if math.isfinite(n) else f"> {mine[-1]['images']}" for n in counts[arm][size]
+            )
+            mean = {key: spread([row[key] for row in last])["mean"] for key in ("id", "ood", "ood_found")}
+            rows.append([size, arm, says, last[0]["images"], mean["id"], mean["ood"], mean["ood_found"]])
+            print(*map(str, rows[-1]), flush=True)
+    header = [
+        "N",
+        "trained on",
+        "images needed, by seed",
+        "most tried",
+        "its id error",
+        "its ood error",
+        "found",
+    ]
+    print(table(rows, header))
+    slopes = {
+        arm: exponent(args.sizes, [spread(counts[arm][size])["mean"] for size in args.sizes]) for arm in ARMS
+    }
+    for arm, slope in slopes.items():
+        print(f"{arm}: images needed grow as N^{slope:.2f}" if slope is not None else f"{arm}: no exponent")
+    figure = draw(runs, counts, args.threshold)
+    summary = {
+        "needed": {
+            arm: {str(n): [c if math.isfinite(c) else None for c in v] for n, v in by_size.items()}
+            for arm, by_size in counts.items()
+        },
+        "exponent": slopes,
+        "paper": {"bumps": "about N^3", "stripes": "about N"},
+    }
+    config = {name: value for name, value in vars(args).items() if name != "out"}
+    save(args.out, "stripes_vs_bumps", {"config": config, "summary": summary, "runs": runs}, figure)
+
+
+if __name__ == "__main__":
+    main()
