@@ -759,10 +759,14 @@ class Rules:
             if turned:
                 raise Mismatch
             [group], within = take(list(expand(channels)), [groups, x.shape[1] // groups])
+            within = tuple(leg for leg in within if leg.size > 1)
             [rows], own = take(list(expand(first)), [groups, w.shape[0] // groups])
             fresh = Leg(groups)
             self.multiply((fresh,), (group,), (rows,))
-            self.contract(within, second)
+            if within:
+                self.contract(within, second)
+            else:
+                self.pin(second)
             new = (fresh, *(leg for leg in own if leg.size > 1))
         if bias is not None:
             self.tie(self.of(bias)[0], new)

@@ -200,9 +200,11 @@ class _Trial:
     @contextlib.contextmanager
     def _guards(self) -> Iterator[None]:
         """Set every ``eps`` of a normalisation to nearly zero: scales are exact but for it."""
-        kept: list[tuple[Any, float]] = [
-            (m, m.eps) for m in self.module.modules() if type(getattr(m, "eps", None)) is float
-        ]
+        kept: list[tuple[Any, float]] = []
+        for child in self.module.modules():
+            eps: Any = getattr(child, "eps", None)
+            if isinstance(eps, float):
+                kept.append((child, eps))
         for child, _ in kept:
             child.eps = _TINY
         try:
