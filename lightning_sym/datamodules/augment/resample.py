@@ -1,0 +1,116 @@
+"""Crops resized with antialiasing, a batch at a time: a crop, a flip and a resize are two matrices.
+
+Shape letters: N samples, C channels, H x W pixels in, S pixels a side out.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+LOOP_PIXELS = 96 * 96  # above this, on CPU, slices of single images beat dense matrices
+
+
+def resize_weights(
+    start: Tensor, length: Tensor, *, size: int, pixels: int, flip: Tensor | None = None
+) -> Tensor:
+    r"""Return the matrices that crop and resize one axis as torch's antialiased bilinear mode does.
+
+    Output pixel i of a crop of length :math:`\ell` looks at :math:`c_i = (i + 1/2)\,\ell / S`, through a
+    triangle of half-width :math:`\max(1, \ell / S)` that is cut at the crop's ends and sums to one.
+
+    Args:
+        start: first pixel of each crop, ``[N]``.
+        length: pixels in each crop, ``[N]``, at least 1.
+        size: pixels out.
+        pixels: pixels of the whole axis.
+        flip: ``bool [N]``; True: the axis is reversed after the crop.
+
+    Returns:
+        ``float32 [N, size, pixels]``, zero outside the crop; rows sum to one.
+    """
+    out_S = torch.arange(size, device=start.device, dtype=torch.float32)
+    at_NS = out_S.expand(len(start), size)
+    if flip is not None:
+        at_NS = torch.where(flip[:, None], size - 1 - at_NS, at_NS)
+    length_N11 = length.to(torch.float32)[:, None, None]
+    scale_N11 = length_N11 / size
+    in_P = torch.arange(pixels, device=start.device, dtype=torch.float32)
+    inside_N1P = (in_P - start.to(torch.float32)[:, None])[:, None]  # pixel counted from the crop's start
+    distance_NSP = inside_N1P + 0.5 - scale_N11 * (at_NS[..., None] + 0.5)
+    weight_NSP = distance_NSP.abs_().div_(-scale_N11.clamp_min(1)).add_(1).clamp_min_(0)
+    weight_NSP *= (inside_N1P >= 0) & (inside_N1P < length_N11)
+    return weight_NSP.div_(weight_NSP.sum(dim=2, keepdim=True))
+
+
+def crop_resize(images: Tensor, boxes: Tensor, *, size: int, flip: Tensor | None = None) -> Tensor:
+    """Crop a box out of every image, resize it with antialiasing, and mirror some.
+
+    Equal to ``torchvision.transforms.v2.functional.resized_crop(..., antialias=True)``, bilinear, of
+    the image in floating point. On large images on CPU the samples are gone through one by one (on
+    slices, by torch's own resampling); otherwise all are multiplied with :func:`resize_weights`.
+
+    Args:
+        images: ``[N, C, H, W]``, uint8 (counted from 0 to 255) or floating point.
+        boxes: integers ``[N, 4]``: top, left, height, width, within the image.
+        size: pixels a side of the result.
+        flip: ``bool [N]``: mirror left and right.
+
+    Returns:
+        ``float32 [N, C, size, size]`` (float64 for float64), in [0, 1] for uint8; channel planes of all
+        samples lie together in memory.
+
+    Raises:
+        ValueError: if shapes do not fit or a box is not within its image.
+    """
+    n, channels, height, width = _checked(images, boxes)
+    if n and images.device.type == "cpu" and max(height * width, size * size) > LOOP_PIXELS:
+        return _one_by_one(images, boxes, size=size, flip=flip)
+    dtype = images.dtype if images.dtype == torch.float64 else torch.float32
+    x_NCHW = images.to(dtype)
+    boxes = boxes.to(images.device)
+    top, left, tall, wide = boxes.unbind(dim=1)
+    rows_NSH = resize_weights(top, tall, size=size, pixels=height).to(dtype)
+    flip = None if flip is None else flip.to(images.device)
+    columns_NSW = resize_weights(left, wide, size=size, pixels=width, flip=flip).to(dtype)
+    if images.dtype == torch.uint8:
+        columns_NSW /= 255
+    narrow = torch.bmm(x_NCHW.reshape(n, channels * height, width), columns_NSW.transpose(1, 2))
+    narrow_NCHS = narrow.view(n, channels, height, size)
+    planes_CNSS = narrow.new_empty(channels, n, size, size)
+    for c in range(channels):
+        torch.bmm(rows_NSH, narrow_NCHS[:, c], out=planes_CNSS[c])
+    return planes_CNSS.transpose(0, 1)
+
+
+def _one_by_one(images: Tensor, boxes: Tensor, *, size: int, flip: Tensor | None) -> Tensor:
+    dtype = images.dtype if images.dtype == torch.float64 else torch.float32
+    planes_CNSS = torch.empty(images.shape[1], len(images), size, size, dtype=dtype)
+    flips = [False] * len(images) if flip is None else flip.tolist()
+    for n, ((top, left, tall, wide), mirrored) in enumerate(zip(boxes.tolist(), flips, strict=True)):
+        crop = images[n, :, top : top + tall, left : left + wide].to(dtype)[None]
+        if (tall, wide) != (size, size):
+            crop = F.interpolate(crop, size=(size, size), mode="bilinear", antialias=True)
+        planes_CNSS[:, n] = crop[0].flip(-1) if mirrored else crop[0]
+    if images.dtype == torch.uint8:
+        planes_CNSS.div_(255)
+    return planes_CNSS.transpose(0, 1)
+
+
+def _checked(images: Tensor, boxes: Tensor) -> tuple[int, int, int, int]:
+    if images.ndim != 4 or not (images.dtype == torch.uint8 or images.is_floating_point()):
+        raise ValueError(
+            f"images must be uint8 or floating [N, C, H, W], got {images.dtype} {tuple(images.shape)}"
+        )
+    n, channels, height, width = images.shape
+    if boxes.shape != (n, 4):
+        raise ValueError(f"boxes must be [{n}, 4] (top, left, height, width), got {tuple(boxes.shape)}")
+    if boxes.device.type == "cpu" and n:  # elsewhere looking would wait for the device
+        top, left, tall, wide = boxes.unbind(dim=1)
+        if bool(
+            (boxes[:, :2] < 0).any() or (boxes[:, 2:] < 1).any()
+            or (top + tall > height).any() or (left + wide > width).any()
+        ):  # fmt: skip
+            raise ValueError(f"boxes must lie within {height} x {width} pixels and not be empty")
+    return n, channels, height, width
