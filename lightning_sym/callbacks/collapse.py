@@ -64,7 +64,8 @@ class CollapseMonitor(Monitor):
             (1 - ``numerical_rank`` / its bound min(samples - 1, O, A)). 0: nothing lost; 1: nothing
             left.
 
-    Ranks depend on how many samples there are: compare readings of equal batches.
+        ``collapse/samples``: the least number of samples that a layer's output was read on. Ranks and
+            the score depend on it: compare readings of equal ``samples``, and mind a ragged last batch.
 
     Args:
         every_n_steps: an interval in optimizer steps, or a schedule. Step 1 is always due.
@@ -133,6 +134,8 @@ class CollapseMonitor(Monitor):
                 yield from self._read_classes(layer.classes, layer.blocks[0])
         if scores:
             yield Reading("collapse/score", sum(scores) / len(scores))
+            counts = [layer.outputs.n for layer in seen.every if layer.outputs is not None]
+            yield Reading("collapse/samples", float(min(counts, default=0)))
 
     @override
     def on_train_batch_start(

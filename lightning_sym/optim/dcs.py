@@ -70,7 +70,7 @@ def constrain(module: nn.Module, name: str = "weight", *, kind: Kind) -> list[nn
     The derived form of the module's docstring, by ``torch.nn.utils.parametrize``: the weight keeps its value,
     and the module its forward pass. Give the returned factors a group with ``weight_decay`` in an optimizer
     with *coupled* decay (SGD): a ``weight_decay`` of :math:`g` is :math:`\kappa = g / 2`, so a penalty of
-    strength :math:`g` on the weight. Any decay of the mean in ``equal`` is a matter of its own and left to you.
+    strength :math:`g` on the weight. Decay of the mean in ``equal`` is a matter of its own and left to you.
 
     Args:
         module: holds the weight.

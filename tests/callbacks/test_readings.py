@@ -307,6 +307,7 @@ def test_collapse_equals_naive_twin(case):
         expected[f"{prefix}/weight_stable_rank"] = sum(s * s for s in spectrum) / spectrum[0] ** 2
         expected[f"{prefix}/distinct_units"] = distinct(twin, name)
         expected[f"{prefix}/zero_units"] = 0.0
+    assert got.pop("collapse/samples") == min(len(rows["h_b"]) for rows in twin.rows.values())
     del got["step"], got["collapse/score"]
     assert got == pytest.approx(expected, rel=1e-5, abs=1e-9)
 
