@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from lightning_sym.symmetry._legs import Dim, Leg, Mismatch, expand, take
-from lightning_sym.symmetry._trace import Ref, Step, Trace
+from lightning_sym.symmetry._trace import Constant, Ref, Step, Trace
 
 EPS = 1e-4  # a constant that is added and is no larger is a normalisation's guard, not a bias
 
@@ -109,9 +109,14 @@ class Rules:
                 self.users[ref.number].append(step)
 
     def run(self) -> None:
-        """Apply the rules in order."""
+        """Apply the rules in order, to what depends on a parameter and reaches the output."""
+        needed = {ref.number for ref in self.trace.outputs}
+        for step in reversed(self.trace.steps):
+            if any(out.number in needed for out in step.outs):
+                needed.update(ref.number for ref in step.refs)
+        live = self.trace.live & needed
         for step in self.trace.steps:
-            if any(out.number in self.trace.live for out in step.outs):
+            if any(out.number in live for out in step.outs):
                 self._apply(step)
         for ref in self.trace.outputs:
             self.freeze(ref)
@@ -233,7 +238,7 @@ class Rules:
         """Give tensors one overall factor; a zero constant has any."""
         kept = [r for r in refs if not self._zero(r)]
         for ref in kept:
-            self.of(ref)
+            self.of(ref)  # an output must have its dimensions by now, or it is taken for an unknown tensor
         self.whole += [{kept[0].number: 1, other.number: -1} for other in kept[1:]]
 
     def _one(self, source: Ref, out: Ref) -> None:
@@ -651,6 +656,10 @@ class Rules:
             self.alike(refs[0], out)
             return
         dims: list[Dim] = []
+        if any(self._zero(ref) for ref in refs):  # an LSTM's first state: zero, and it stays so
+            self.trace.constants[out.number] = Constant((True,) * len(out.shape), True)
+            self._set(out, [self._fresh(size) for size in out.shape])
+            return
         for size, (a, b) in zip(out.shape, self._carriers(refs, out), strict=True):
             if a is None and b is None:
                 dims.append(self._fresh(size))
@@ -770,12 +779,13 @@ class Rules:
             new = (fresh, *(leg for leg in own if leg.size > 1))
         if bias is not None:
             self.tie(self.of(bias)[0], new)
-            self.alike(bias, out)
         spots = [self._fresh(size) for size in out.shape[2:]]
         for dim in spots:
             self.pin(dim)
         self._set(out, [batch, new, *spots])
         self.factors(out, a=(x, 1), b=(w, 1))
+        if bias is not None:
+            self.alike(bias, out)
 
     def _op_native_batch_norm(self, step: Step) -> None:
         x, weight, bias, mean, var = step.args[:5]
@@ -808,8 +818,8 @@ class Rules:
             self.alike(x, mean)
         if var is not None:
             self.factors(var, a=(x, 2))
-        self._affine(out, weight, bias)
         self._set(out, [batch, new, *space])
+        self._affine(out, weight, bias)
         for other in step.outs[1:]:
             self.dims[other.number] = self._frozen(other)
 
@@ -841,8 +851,8 @@ class Rules:
             self.events.append(Event((dims[len(dims) - last + axis], fresh), True, (), (), None))
             new.append(fresh)
         self.normed.append(x.number)
-        self._affine(out, weight, bias)
         self._set(out, new)
+        self._affine(out, weight, bias)
 
     def _op_native_group_norm(self, step: Step) -> None:
         x, weight, bias, _n, channels, _s, groups = step.args[:7]
@@ -858,8 +868,8 @@ class Rules:
         self.tie(fresh, *affine, mix=False, scale=weight is not None, sign=weight is not None)
         self.events.append(Event((fresh, (*group, *within)), True, (), (), None))
         self.normed.append(x.number)
-        self._affine(out, weight, bias)
         self._set(out, [batch, fresh, *space])
+        self._affine(out, weight, bias)
 
     def _op__softmax(self, step: Step) -> None:
         source, out = step.args[0], step.outs[0]

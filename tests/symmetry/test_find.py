@@ -63,6 +63,7 @@ CONV = [
     ("scale", conv(nn.BatchNorm2d(6)), conv(nn.Identity())),
     ("scale", conv(nn.BatchNorm2d(6, affine=False)), conv(nn.Softplus())),
     ("scale", conv(nn.GroupNorm(2, 6)), conv(nn.Sigmoid(), nn.GroupNorm(2, 6))),
+    ("scale", conv(nn.GroupNorm(1, 6)), conv(nn.Sigmoid(), nn.GroupNorm(1, 6))),
     ("scale", conv(nn.InstanceNorm2d(6)), conv(nn.Sigmoid(), nn.InstanceNorm2d(6))),
 ]
 
