@@ -117,6 +117,31 @@ def draw(runs: list[dict[str, Any]], counts: dict[str, dict[int, list[float]]], 
     return figure
 
 
+def slopes(counts: dict[str, dict[int, list[float]]]) -> dict[str, float | None]:
+    """Return for each arm the power of N with which the images needed grow, if all sizes have a number."""
+    return {
+        arm: exponent(list(by_size), [sum(values) / len(values) for values in by_size.values()])
+        for arm, by_size in counts.items()
+    }
+
+
+def report(
+    runs: list[dict[str, Any]], counts: dict[str, dict[int, list[float]]], args: argparse.Namespace
+) -> None:
+    """Write the JSON file and the picture of what there is."""
+    summary = {
+        "needed": {
+            arm: {str(n): [c if math.isfinite(c) else None for c in v] for n, v in by_size.items()}
+            for arm, by_size in counts.items()
+        },
+        "exponent": slopes(counts),
+        "paper": {"bumps": "about N^3", "stripes": "about N"},
+    }
+    config = {name: value for name, value in vars(args).items() if name != "out"}
+    figure = draw(runs, counts, args.threshold)
+    save(args.out, "stripes_vs_bumps", {"config": config, "summary": summary, "runs": runs}, figure)
+
+
 def main() -> None:
     """Run the example."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
@@ -158,32 +183,11 @@ def main() -> None:
             mean = {key: spread([row[key] for row in last])["mean"] for key in ("id", "ood", "ood_found")}
             rows.append([size, arm, says, last[0]["images"], mean["id"], mean["ood"], mean["ood_found"]])
             print(*map(str, rows[-1]), flush=True)
-    header = [
-        "N",
-        "trained on",
-        "images needed, by seed",
-        "most tried",
-        "its id error",
-        "its ood error",
-        "found",
-    ]
+        report(runs, counts, args)  # after each size: a long run may be cut short
+    header = ["N", "trained on", "images needed, by seed", "most tried", "id error", "ood error", "found"]
     print(table(rows, header))
-    slopes = {
-        arm: exponent(args.sizes, [spread(counts[arm][size])["mean"] for size in args.sizes]) for arm in ARMS
-    }
-    for arm, slope in slopes.items():
+    for arm, slope in slopes(counts).items():
         print(f"{arm}: images needed grow as N^{slope:.2f}" if slope is not None else f"{arm}: no exponent")
-    figure = draw(runs, counts, args.threshold)
-    summary = {
-        "needed": {
-            arm: {str(n): [c if math.isfinite(c) else None for c in v] for n, v in by_size.items()}
-            for arm, by_size in counts.items()
-        },
-        "exponent": slopes,
-        "paper": {"bumps": "about N^3", "stripes": "about N"},
-    }
-    config = {name: value for name, value in vars(args).items() if name != "out"}
-    save(args.out, "stripes_vs_bumps", {"config": config, "summary": summary, "runs": runs}, figure)
 
 
 if __name__ == "__main__":

@@ -47,3 +47,9 @@ def test_what_is_counted(monkeypatch):
     assert example.needed(rows, 0.01) == float("inf")
     assert abs(example.exponent([10, 20, 40], [7.0, 56.0, 448.0]) - 3) < 1e-12
     assert example.exponent([10, 20], [7.0, float("inf")]) is None
+    never = float("inf")
+    counts = {
+        "bumps": {10: [never, 20, never], 20: [never] * 3},
+        "stripes": {10: [20, 20, 20], 20: [40, 30, 50]},
+    }
+    assert example.slopes(counts) == {"bumps": None, "stripes": 1.0}
