@@ -1,0 +1,174 @@
+"""Batches of raw images, the sampler that says in which epoch they are seen, and torchvision's workers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, DistributedSampler
+
+from lightning_sym.datamodules.augment.parameters import ViewParameters, draw
+from lightning_sym.datamodules.augment.recipes import ViewRecipe
+from lightning_sym.datamodules.sources import as_bytes, name_of
+
+Ticket = tuple[int, int]  # epoch, index
+
+
+class RawBatch(NamedTuple):
+    """What a worker hands over: bytes, and what the views' parameters depend on."""
+
+    images: Tensor  # uint8 [B, C, H, W], padded on the right and below; empty if there are views
+    views: list[Tensor]  # uint8 [B, C, S, S] each, if workers made them
+    labels: Tensor  # int64 [B]
+    sizes: Tensor  # int64 [B, 2]
+    numbers: Tensor  # int64 [B], in the data set
+    epoch: int
+    failed: list[tuple[str, str]]  # name and reason of what could not be read
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """How views are drawn: everything a worker needs to know."""
+
+    recipes: tuple[ViewRecipe, ...]
+    size: int
+    seed: int
+
+    def __call__(self, index: Tensor, sizes: Tensor, epoch: int) -> list[ViewParameters]:
+        """Return the parameters of each view."""
+        return [
+            draw(recipe, index=index, heights=sizes[:, 0], widths=sizes[:, 1], key=(self.seed, epoch, view))
+            for view, recipe in enumerate(self.recipes)
+        ]
+
+
+class EpochSampler(DistributedSampler):
+    """This rank's share of an epoch's order, which depends on seed and epoch; yields (epoch, index).
+
+    ``epoch`` is fixed at -1 for data that should look the same each time.
+    """
+
+    def __init__(self, size: int, *, seed: int, ranks: int, rank: int, shuffle: bool, keep: int) -> None:
+        super().__init__(
+            range(size),  # type: ignore[arg-type]
+            num_replicas=ranks,
+            rank=rank,
+            shuffle=shuffle,
+            seed=seed,
+            drop_last=shuffle and size >= ranks,
+        )
+        self.keep = min(keep, self.num_samples)
+
+    def __len__(self) -> int:
+        return self.keep
+
+    def __iter__(self) -> Iterator[Any]:
+        epoch = self.epoch if self.shuffle else -1
+        for count, index in enumerate(super().__iter__()):
+            if count < self.keep:
+                yield epoch, index
+
+
+class RawImages(Dataset[RawBatch]):
+    """Reads batches; an unreadable image is reported, and replaced by the next one or left out."""
+
+    def __init__(
+        self,
+        data: Any,
+        *,
+        channels: int,
+        max_side: int | None,
+        max_corrupt: int,
+        replace: bool,
+        drawing: Drawing | None = None,
+    ) -> None:
+        self.data, self.channels, self.max_side = data, channels, max_side
+        self.max_corrupt, self.replace, self.drawing = max_corrupt, replace, drawing
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, ticket: Ticket) -> RawBatch:
+        return self.__getitems__([ticket])
+
+    def __getitems__(self, tickets: Sequence[Ticket]) -> RawBatch:
+        """Return one batch; torch's fetcher calls this instead of collating single samples."""
+        images: list[Tensor] = []
+        labels: list[int] = []
+        kept: list[int] = []
+        failed: list[tuple[str, str]] = []
+        for _, wanted in tickets:
+            for step in range(len(self.data) if self.replace else 1):
+                index = (wanted + step) % len(self.data)
+                try:
+                    image, label = self.data[index]
+                    image = as_bytes(image, channels=self.channels, max_side=self.max_side)
+                except (OSError, SyntaxError, ValueError) as error:
+                    failed.append((name_of(self.data, index), f"{type(error).__name__}: {error}"))
+                    check_corrupt(dict(failed), self.max_corrupt)
+                    continue
+                images.append(image)
+                labels.append(int(label))
+                kept.append(index)
+                break
+        sizes = torch.tensor([x.shape[1:] for x in images], dtype=torch.int64).view(-1, 2)
+        index_B, epoch = torch.tensor(kept, dtype=torch.int64), tickets[0][0]
+        views = self._views(images, index_B, sizes, epoch) if self.drawing is not None and images else []
+        stacked = torch.empty(0, dtype=torch.uint8) if views or not images else _padded(images, sizes)
+        return RawBatch(
+            stacked, views, torch.tensor(labels, dtype=torch.int64), sizes, index_B, epoch, failed
+        )
+
+    def _views(self, images: list[Tensor], index: Tensor, sizes: Tensor, epoch: int) -> list[Tensor]:
+        drawing = self.drawing
+        assert drawing is not None  # the caller looked
+        return [
+            torch.stack([_torchvision_view(x, own, n, drawing.size, r) for n, x in enumerate(images)])
+            for own, r in zip(drawing(index, sizes, epoch), drawing.recipes, strict=True)
+        ]
+
+
+def check_corrupt(skipped: dict[str, str], most: int) -> None:
+    """Raise once more samples than allowed could not be read.
+
+    Raises:
+        RuntimeError: which names the first of them.
+    """
+    if len(skipped) > most:
+        first = "; ".join(f"{name} ({reason})" for name, reason in list(skipped.items())[:5])
+        raise RuntimeError(
+            f"{len(skipped)} images could not be read, above max_corrupt={most}; the first are {first}"
+        )
+
+
+def _padded(images: list[Tensor], sizes: Tensor) -> Tensor:
+    if bool((sizes == sizes[0]).all()):
+        return torch.stack(images)
+    height, width = sizes.max(dim=0).values.tolist()
+    padded = torch.zeros(len(images), images[0].shape[0], height, width, dtype=torch.uint8)
+    for n, x in enumerate(images):
+        padded[n, :, : x.shape[1], : x.shape[2]] = x
+    return padded
+
+
+def _torchvision_view(image: Tensor, own: ViewParameters, n: int, size: int, recipe: ViewRecipe) -> Tensor:
+    """Return one view of one uint8 image, made by torchvision's functions in the recipe's turn."""
+    from torchvision.transforms.v2 import functional as tv
+
+    x = tv.resized_crop(image, *own.boxes[n].tolist(), [size, size], antialias=True)
+    x = tv.horizontal_flip(x) if own.flip[n] else x
+    if own.jitter[n]:
+        changes = (tv.adjust_brightness, tv.adjust_contrast, tv.adjust_saturation, tv.adjust_hue)
+        factors = own.factors[n].tolist()
+        for which in own.order[n].tolist():
+            x = changes[which](x, factors[which])
+    if own.grayscale[n]:
+        x = tv.rgb_to_grayscale(x, num_output_channels=x.shape[0])
+    if own.blur_sigma[n] > 0:
+        x = tv.gaussian_blur(x, [recipe.blur_kernel] * 2, [float(own.blur_sigma[n])])
+    if own.solarize_threshold[n] <= 1:
+        x = tv.solarize(x, float(own.solarize_threshold[n]) * 255)
+    return x
