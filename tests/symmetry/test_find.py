@@ -71,7 +71,9 @@ CONV = [
 @pytest.mark.parametrize(("kind", "has", "has_not"), HAVE)
 def test_found_where_it_is_and_only_there(kind, has, has_not):
     assert kind in kinds(has, example(5, 4))
-    assert kind not in kinds(has_not, example(5, 4))
+    found = find_symmetries(has_not, example(5, 4))
+    assert not found.of_kind(kind)
+    assert found.refuted == ()  # the rules know, the trial needn't
 
 
 @pytest.mark.parametrize(("kind", "has", "has_not"), CONV)
@@ -119,6 +121,23 @@ def test_the_trial_refutes_what_the_trace_allows():
     found = find_symmetries(model, example(5, 4))
     assert list(found) == []
     assert len(found.refuted) == 2
+
+
+def test_a_zero_weight_proves_nothing():
+    class Silent(nn.Module):
+        """Breaks its symmetry behind the trace's back, where a zero gain hides it."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.gain = nn.Linear(4, 6), nn.Linear(6, 3), nn.Parameter(torch.zeros(3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            first = self.a.weight.tolist()[0][0]
+            return x[:, :3] + self.gain * self.b(torch.relu(self.a(x))) * (1 + first)
+
+    found = find_symmetries(seeded(Silent), example(5, 4))
+    assert not any("a.weight" in symmetry.parameters for symmetry in found)
+    assert found.refuted
 
 
 def test_what_has_no_rule_is_said_and_the_rest_returned():
