@@ -55,9 +55,9 @@ def find_symmetries(
 ) -> Symmetries:
     r"""Find the transformations of a network's parameters that leave its output alone.
 
-    One forward pass on a float64 copy in evaluation mode is traced (see ``_trace`` for the choice of
-    tracer), every operation says what may move through it, and the equations are solved. Each candidate
-    is then tried: parameters and running statistics of the copy are put to a random point near their
+    One forward pass on a float64 copy (on the CPU, in evaluation mode) is traced (see ``_trace`` for the
+    choice of tracer), every operation says what may move through it, and the equations are solved. Each
+    candidate is then tried: parameters and running statistics of the copy are put to a random point near their
     values, so that nothing is a symmetry only because a weight is zero, a random element is applied, and the
     output must not move by more than ``tolerance`` of its largest absolute entry: in evaluation mode and,
     where there is batch normalisation, with it in training mode. Candidates are tried together first and
@@ -93,8 +93,9 @@ def find_symmetries(
     if not example_inputs:
         raise ValueError("example_inputs must hold what the module's forward takes, got none")
     wanted = set(known if kinds is None else kinds)
-    inner = copy.deepcopy(getattr(module, "_orig_mod", module)).double().eval()
+    inner = copy.deepcopy(getattr(module, "_orig_mod", module)).double().cpu().eval()
     inputs = tree_map(_double, example_inputs)
+    home = next((tensor.device for tensor in tensors_of(example_inputs)), torch.device("cpu"))
     with torch.random.fork_rng(devices=[]), torch.compiler.set_stance("force_eager"):
         torch.manual_seed(seed)
         traced = trace(inner, inputs)
@@ -107,11 +108,11 @@ def find_symmetries(
         rules = Rules(traced, fixed=frozenset(fixed))
         rules.run()
         solver = Solver(rules)
-        trial = _Trial(inner, inputs, tolerance=tolerance, seed=seed, loss=None)
+        trial = _Trial(inner, inputs, tolerance=tolerance, seed=seed, loss=None, home=home)
         candidates = [c for c in solver.candidates() if c.symmetry.kind in wanted]
         proved = trial.prove([_renamed(candidate) for candidate in candidates])
         if loss is not None and "translation" in wanted:
-            trial = _Trial(inner, inputs, tolerance=tolerance, seed=seed, loss=loss)
+            trial = _Trial(inner, inputs, tolerance=tolerance, seed=seed, loss=loss, home=home)
             found = trial.prove([_renamed(candidate) for candidate in solver.translations()])
             proved = (proved[0] + found[0], proved[1] + found[1])
     order = {name: i for i, name in enumerate(named_tensors(module))}
@@ -127,7 +128,10 @@ def find_symmetries(
 
 
 def _double(leaf: Any) -> Any:
-    return leaf.detach().double() if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf
+    if not isinstance(leaf, Tensor):
+        return leaf
+    leaf = leaf.detach().cpu()
+    return leaf.double() if leaf.is_floating_point() else leaf
 
 
 def _running_statistics(module: nn.Module) -> set[str]:
@@ -161,9 +165,10 @@ class _Trial:
         tolerance: float,
         seed: int,
         loss: Callable[[Any], Tensor] | None,
+        home: torch.device,
     ) -> None:
         self.module, self.inputs = module, inputs
-        self.tolerance, self.seed, self.loss = tolerance, seed, loss
+        self.tolerance, self.seed, self.loss, self.home = tolerance, seed, loss, home
         self.norms = [child for child in module.modules() if isinstance(child, _BatchNorm)]
         self.tensors = named_tensors(module)
         self._shake()
@@ -228,7 +233,8 @@ class _Trial:
             for norm in self.norms:
                 norm.eval()
         if self.loss is not None:
-            out = self.loss(out)
+            # Targets are where the user's examples are.
+            out = self.loss(tree_map(lambda t: t.to(self.home) if isinstance(t, Tensor) else t, out))
         return [t.detach().clone() for t in tensors_of(out) if t.is_floating_point()]
 
     @torch.no_grad()
