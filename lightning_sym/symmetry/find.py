@@ -58,10 +58,10 @@ def find_symmetries(
     One forward pass on a float64 copy (on the CPU, in evaluation mode) is traced (see ``_trace`` for the
     choice of tracer), every operation says what may move through it, and the equations are solved. Each
     candidate is then tried: parameters and running statistics of the copy are put to a random point near
-    their values, so that nothing is a symmetry only because a weight is zero, a random element is applied, and the
-    output must not move by more than ``tolerance`` of its largest absolute entry: in evaluation mode and,
-    where there is batch normalisation, with it in training mode. Candidates are tried together first and
-    halved where that fails. What fails is not returned.
+    their values, so that nothing is a symmetry only because a weight is zero, a random element is
+    applied, and the output must not move by more than ``tolerance`` of its largest absolute entry: in
+    evaluation mode and, where there is batch normalisation, with it in training mode. Candidates are tried
+    together first and halved where that fails. What fails is not returned.
 
     Args:
         module: the network. It is copied and left as it is.
