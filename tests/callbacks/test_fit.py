@@ -532,3 +532,19 @@ def test_collapse_names_the_symmetry_that_units_fell_into():
         assert row["collapse/net.2/rescaling"] == 1 / 6
         assert row["collapse/net.2/permutation"] == 0
     assert watch._symmetries is None
+
+
+def test_the_loss_scale_is_undone():
+    """Under a GradScaler gradients come scaled; what is read are gradients of per-sample losses."""
+    from types import SimpleNamespace
+
+    from lightning_sym.observe.observer import Observer
+
+    def scale(scaler):
+        module = SimpleNamespace(automatic_optimization=True)
+        plugin = SimpleNamespace(scaler=scaler)
+        run = SimpleNamespace(precision_plugin=plugin, accumulate_grad_batches=3, lightning_module=module)
+        return Observer._per_sample_scale(run, [torch.zeros(8, 2), torch.zeros(8)])
+
+    assert scale(None) == 8 * 3
+    assert scale(torch.amp.GradScaler("cpu", init_scale=1024.0)) == 8 * 3 / 1024
