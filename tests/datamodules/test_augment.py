@@ -9,7 +9,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as tv
 
 from lightning_sym.datamodules import augment
-from lightning_sym.datamodules.augment import resample
+from lightning_sym.datamodules.augment import resample, views
 from lightning_sym.datamodules.augment.parameters import ViewParameters, draw
 from lightning_sym.datamodules.augment.recipes import ViewRecipe
 
@@ -119,15 +119,15 @@ def one_view(image, own: ViewParameters, n, size, kernel):
 def test_whole_views_equal_torchvisions_one_by_one():
     x, recipe = (some_images(64) * 255).round().byte(), strong()
     own = [drawn(recipe, 64, SIDE, SIDE + 4, (0, 0, view)) for view in range(2)]
-    views = augment.make_views(x, own, size=16, blur_kernels=[5, 5])
+    made = augment.make_views(x, own, size=16, blur_kernels=[5, 5])
     for view in range(2):
         theirs = torch.stack([one_view(x[n], own[view], n, 16, 5) for n in range(64)])
-        off = (views[view] - theirs).abs() > 1 / 255
+        off = (made[view] - theirs).abs() > 1 / 255
         assert off.float().mean() < 1e-3  # a pixel at a threshold may fall on its other side
     scaled = augment.make_views(
         x, own, size=16, blur_kernels=[5, 5], mean=torch.full((3,), 0.4), std=torch.full((3,), 0.2)
     )
-    assert torch.allclose(scaled[0], (views[0] - 0.4) / 0.2, atol=1e-5)
+    assert torch.allclose(scaled[0], (made[0] - 0.4) / 0.2, atol=1e-5)
 
 
 @pytest.mark.parametrize("scale", [(0.08, 1.0), (0.9, 1.0)])
@@ -197,3 +197,17 @@ def test_recipes():
         augment.make_recipe("vicreg", views=2, image_size=32, options={"solarise": 1})
     with pytest.raises(ValueError, match="hue must be in"):
         augment.simclr(32, hue=0.7)
+
+
+def test_threads_change_nothing(monkeypatch):
+    x, own = (some_images(64) * 255).round().byte(), [drawn(strong(), 64, SIDE, SIDE + 4)]
+    made, threads = [], torch.get_num_threads()
+    monkeypatch.setitem(views.CHUNK, "cpu", 3 * 16 * 16 * 5)
+    try:
+        for count in (1, 3):
+            torch.set_num_threads(count)
+            made += augment.make_views(x, own, size=16, blur_kernels=[5])
+            assert torch.get_num_threads() == count
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.allclose(made[0], made[1], atol=1e-6)

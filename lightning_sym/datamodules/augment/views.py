@@ -5,7 +5,9 @@ Shape letters: N rows to make (views times samples), B images, C channels, H x W
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -15,6 +17,7 @@ from lightning_sym.datamodules.augment.blur import gaussian_blur
 from lightning_sym.datamodules.augment.parameters import ViewParameters, stack
 from lightning_sym.datamodules.augment.resample import crop_resize
 
+Job = TypeVar("Job")
 HUE = 3
 CHUNK = {"cpu": 2**18}  # numbers worked on at a time: what a core's cache holds
 CHUNK_ELSEWHERE = 2**28
@@ -53,14 +56,23 @@ def make_views(
     result = torch.empty(len(rows), channels, size, size, device=images.device)
     numbers = CHUNK.get(images.device.type, CHUNK_ELSEWHERE)
     length = max(1, numbers // (channels * size * size))
-    for kernel in sorted(set(blur_kernels)):
-        for group in range(5):
-            members = ((group_N == group) & (kernel_N == kernel)).nonzero().flatten()
-            for chunk in members.split(length):
-                made = _make(images, rows.take(chunk), chunk % batch, group, size, kernel)
-                if mean is not None and std is not None:
-                    made = made.sub_(mean.view(-1, 1, 1)).div_(std.view(-1, 1, 1))
-                result[chunk.to(images.device)] = made
+    jobs = [
+        (group, kernel, chunk)
+        for kernel in sorted(set(blur_kernels))
+        for group in range(5)
+        for chunk in ((group_N == group) & (kernel_N == kernel)).nonzero().flatten().split(length)
+    ]
+
+    def work(job: tuple[int, int, Tensor]) -> None:
+        group, kernel, chunk = job
+        if not len(chunk):
+            return
+        made = _make(images, rows.take(chunk), chunk % batch, group, size, kernel)
+        if mean is not None and std is not None:
+            made = made.sub_(mean.view(-1, 1, 1)).div_(std.view(-1, 1, 1))
+        result[chunk.to(images.device)] = made
+
+    _side_by_side(work, jobs, threads=torch.get_num_threads() if images.device.type == "cpu" else 1)
     return list(result.split(batch))
 
 
@@ -88,3 +100,17 @@ def _make(images: Tensor, own: ViewParameters, sample: Tensor, group: int, size:
             k = k.to(device)
             x[k] = change(x[k], k)
     return x
+
+
+def _side_by_side(work: Callable[[Job], None], jobs: Sequence[Job], *, threads: int) -> None:
+    """Do jobs on threads of one core each: small operations shared among cores wait for each other."""
+    if threads == 1 or len(jobs) == 1:
+        for job in jobs:
+            work(job)
+        return
+    try:
+        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            for _ in pool.map(work, jobs):
+                pass
+    finally:
+        torch.set_num_threads(threads)  # what new threads, not this one, would have taken over

@@ -1,0 +1,185 @@
+"""How many images a second get their two SimCLR views: whole batches against one image at a time.
+
+Both read the same bytes from memory and draw from the same recipe (colour strength 1, blur 0.5 at every
+size). ``torchvision`` is what people write: a v2 pipeline a sample in two workers that stay alive.
+``batched`` is :class:`MultiViewDataModule` without workers. Memory is that of a fresh process which does
+nothing else; each of torchvision's two workers takes more beside it.
+
+    python benchmarks/views.py [--data cifar10.npz] [--pairs 5] [--out views.json]
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import resource
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from benchmarks.common import paired, table, write_json
+from lightning_sym.datamodules import MultiViewDataModule
+
+MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
+
+
+class Memory(Dataset[Any]):
+    """Images in memory, uint8 ``[C, H, W]``."""
+
+    def __init__(self, x: Tensor) -> None:
+        self.x = x
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return self.x[index], 0
+
+
+class TwoViews(Dataset[Any]):
+    """Two passes of one pipeline."""
+
+    def __init__(self, data: Memory, pipeline: Any) -> None:
+        self.data, self.pipeline = data, pipeline
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        image = self.data[index][0]
+        return self.pipeline(image), self.pipeline(image)
+
+
+def images(path: Path | None, *, side: int, count: int) -> Tensor:
+    """Return images ``uint8 [N, 3, side, side]``: CIFAR-10's, or scikit-learn's digits, resized."""
+    from torchvision.transforms.v2 import functional as tv
+
+    if path is None:
+        from sklearn.datasets import load_digits
+
+        stored = (load_digits().images * (255 / 16)).astype(np.uint8)
+        x = torch.from_numpy(stored)[:, None].expand(-1, 3, -1, -1)
+    else:
+        with np.load(path, allow_pickle=False) as arrays:
+            key = next(k for k in arrays.files if arrays[k].ndim == 4)
+            x = torch.from_numpy(arrays[key][:count])
+        x = x.permute(0, 3, 1, 2) if x.shape[-1] == 3 else x
+    x = x.repeat(-(-count // len(x)), 1, 1, 1)[:count]
+    return x.contiguous() if x.shape[-1] == side else tv.resize(x, [side, side], antialias=True)
+
+
+def torchvision_loader(
+    data: Memory, *, size: int, batch: int, blur_kernel: int, sigma: Any
+) -> DataLoader[Any]:
+    """Return the pipeline as torchvision's users write it."""
+    from torchvision.transforms import v2
+
+    pipeline = v2.Compose(
+        [
+            v2.RandomResizedCrop(size, antialias=True),
+            v2.RandomHorizontalFlip(),
+            v2.RandomApply([v2.ColorJitter(0.8, 0.8, 0.8, 0.2)], p=0.8),
+            v2.RandomGrayscale(0.2),
+            v2.RandomApply([v2.GaussianBlur(blur_kernel, sigma)], p=0.5),
+            v2.ToDtype(torch.float32, scale=True),
+            v2.Normalize(MEAN, STD),
+        ]
+    )
+    return DataLoader(
+        TwoViews(data, pipeline), batch, shuffle=True, drop_last=True, num_workers=2, persistent_workers=True
+    )
+
+
+def runs(x: Tensor, *, size: int, batch: int) -> dict[str, Any]:
+    """Return what is compared: passes over the images."""
+    data = Memory(x)
+    module = MultiViewDataModule(
+        data,
+        val_source=Memory(x[:2]),
+        image_size=size,
+        batch_size=batch,
+        recipe_options={"strength": 1.0, "blur": 0.5},
+        mean=MEAN,
+        std=STD,
+    )
+    module.setup()
+    recipe = module.drawing.recipes[0]
+    loader = module.train_dataloader()
+    theirs = torchvision_loader(
+        data, size=size, batch=batch, blur_kernel=recipe.blur_kernel, sigma=recipe.blur_sigma
+    )
+
+    def batched() -> None:
+        for raw in loader:
+            module.on_after_batch_transfer(raw, 0)
+
+    def one_by_one() -> None:
+        for _ in theirs:
+            pass
+
+    return {"torchvision": one_by_one, "batched": batched}
+
+
+def main() -> None:
+    """Compare at both sizes, print and write."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", type=Path, default=None, help="CIFAR-10 as an .npz; else the digits")
+    parser.add_argument("--pairs", type=int, default=5)
+    parser.add_argument("--sizes", type=int, nargs="+", default=[32, 224])
+    parser.add_argument("--count", type=int, nargs="+", default=[2048, 128], help="images a pass, by size")
+    parser.add_argument("--batch", type=int, nargs="+", default=[256, 64], help="batch size, by size")
+    parser.add_argument("--out", type=Path, default=Path("runs/views/views.json"))
+    parser.add_argument("--memory-of", default=None, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    results: dict[str, Any] = {}
+    for size, count, batch in zip(options.sizes, options.count, options.batch, strict=True):
+        x = images(options.data, side=32 if size == 32 else size * 8 // 7, count=count)
+        todo = runs(x, size=size, batch=batch)
+        if options.memory_of:
+            todo[options.memory_of]()
+            print(json.dumps(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024))
+            return
+        report = paired(todo, baseline="torchvision", pairs=options.pairs)
+        faster = [
+            b / a for a, b in zip(report["batched"]["costs"], report["torchvision"]["costs"], strict=True)
+        ]
+        rate = {name: count // batch * batch / row["cost"]["median"] for name, row in report.items()}
+        results[str(size)] = {
+            "images_per_second": rate,
+            "times_as_fast": {"median": float(np.median(faster)), "low": min(faster), "high": max(faster)},
+            "peak_mb_main_process": {name: memory(name, options, size, count, batch) for name in todo},
+            "batch_of_views_mb": 2 * batch * 3 * size * size * 4 / 2**20,
+            "report": report,
+        }
+        print(f"{size} pixels, {count} images a pass\n{table(report)}\n{results[str(size)]['times_as_fast']}")
+    config = {
+        "sizes": options.sizes,
+        "counts": options.count,
+        "batches": options.batch,
+        "pairs": options.pairs,
+        "images": "digits" if options.data is None else "CIFAR-10, resized to 8/7 of 224 pixels for 224",
+        "lightly": "installed, not compared" if importlib.util.find_spec("lightly") else "not installed",
+    }
+    write_json(options.out, config=config, results=results)
+
+
+def memory(name: str, options: argparse.Namespace, size: int, count: int, batch: int) -> float:
+    """Return the peak resident MB of a fresh main process that makes one pass; workers are not counted."""
+    one = ["--memory-of", name, "--sizes", size, "--count", count, "--batch", batch]
+    one += [] if options.data is None else ["--data", options.data]
+    done = subprocess.run(
+        [sys.executable, __file__, *map(str, one)], check=True, capture_output=True, text=True
+    )
+    return float(json.loads(done.stdout.strip().splitlines()[-1]))
+
+
+if __name__ == "__main__":
+    main()
