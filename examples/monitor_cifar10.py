@@ -42,6 +42,7 @@ def main() -> None:
     add_data_arguments(arguments)
     arguments.add_argument("--preset", default="standard", choices=["light", "standard", "full"])
     arguments.add_argument("--every-n-steps", type=int, default=None)
+    arguments.add_argument("--max-steps", type=int, default=-1, help="stop after so many steps")
     options = arguments.parse_args()
     seed_everything(options.seed)
     train = load_images(options.data, smoke=options.smoke)
@@ -54,6 +55,7 @@ def main() -> None:
     watch = monitors(options.preset, every_n_steps=every, targets=1)
     trainer = Trainer(
         max_epochs=options.epochs or (1 if options.smoke else 10),
+        max_steps=options.max_steps,
         accelerator=options.accelerator,
         callbacks=[*watch],  # a copy: the Trainer adds its own to the list
         logger=TensorBoardLogger(options.out, name=None),
