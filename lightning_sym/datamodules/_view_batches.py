@@ -6,12 +6,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset, DistributedSampler
 
 from lightning_sym.datamodules.augment.parameters import ViewParameters, draw
 from lightning_sym.datamodules.augment.recipes import ViewRecipe
+from lightning_sym.datamodules.augment.threads import side_by_side
 from lightning_sym.datamodules.sources import as_bytes, name_of
 
 Ticket = tuple[int, int]  # epoch, index
@@ -39,10 +41,12 @@ class Drawing:
 
     def __call__(self, index: Tensor, sizes: Tensor, epoch: int) -> list[ViewParameters]:
         """Return the parameters of each view."""
-        return [
-            draw(recipe, index=index, heights=sizes[:, 0], widths=sizes[:, 1], key=(self.seed, epoch, view))
-            for view, recipe in enumerate(self.recipes)
-        ]
+
+        def one(view: int) -> ViewParameters:
+            key = (self.seed, epoch, view)
+            return draw(self.recipes[view], index=index, heights=sizes[:, 0], widths=sizes[:, 1], key=key)
+
+        return side_by_side(one, range(len(self.recipes)), threads=torch.get_num_threads())
 
 
 class EpochSampler(DistributedSampler):
@@ -146,7 +150,7 @@ def check_corrupt(skipped: dict[str, str], most: int) -> None:
 
 def _padded(images: list[Tensor], sizes: Tensor) -> Tensor:
     if bool((sizes == sizes[0]).all()):
-        return torch.stack(images)
+        return torch.from_numpy(np.stack([x.numpy() for x in images]))  # torch.stack would share it out
     height, width = sizes.max(dim=0).values.tolist()
     padded = torch.zeros(len(images), images[0].shape[0], height, width, dtype=torch.uint8)
     for n, x in enumerate(images):

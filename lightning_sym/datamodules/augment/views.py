@@ -5,9 +5,7 @@ Shape letters: N rows to make (views times samples), B images, C channels, H x W
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -16,8 +14,8 @@ from lightning_sym.datamodules.augment import colour
 from lightning_sym.datamodules.augment.blur import gaussian_blur
 from lightning_sym.datamodules.augment.parameters import ViewParameters, stack
 from lightning_sym.datamodules.augment.resample import crop_resize
+from lightning_sym.datamodules.augment.threads import side_by_side
 
-Job = TypeVar("Job")
 HUE = 3
 CHUNK = {"cpu": 2**18}  # numbers worked on at a time: what a core's cache holds
 CHUNK_ELSEWHERE = 2**28
@@ -72,7 +70,7 @@ def make_views(
             made = made.sub_(mean.view(-1, 1, 1)).div_(std.view(-1, 1, 1))
         result[chunk.to(images.device)] = made
 
-    _side_by_side(work, jobs, threads=torch.get_num_threads() if images.device.type == "cpu" else 1)
+    side_by_side(work, jobs, threads=torch.get_num_threads() if images.device.type == "cpu" else 1)
     return list(result.split(batch))
 
 
@@ -100,17 +98,3 @@ def _make(images: Tensor, own: ViewParameters, sample: Tensor, group: int, size:
             k = k.to(device)
             x[k] = change(x[k], k)
     return x
-
-
-def _side_by_side(work: Callable[[Job], None], jobs: Sequence[Job], *, threads: int) -> None:
-    """Do jobs on threads of one core each: small operations shared among cores wait for each other."""
-    if threads == 1 or len(jobs) == 1:
-        for job in jobs:
-            work(job)
-        return
-    try:
-        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            for _ in pool.map(work, jobs):
-                pass
-    finally:
-        torch.set_num_threads(threads)  # what new threads, not this one, would have taken over
