@@ -113,7 +113,7 @@ def draw(runs: list[dict[str, Any]], counts: dict[str, dict[int, list[float]]], 
         right.plot([], [], "o", color=colour, label=arm)
     right.plot([], [], "^", color="0.3", markerfacecolor="none", label="more than were tried")
     right.set(yscale="log", xlabel="image side N", ylabel="training images needed")
-    right.legend(fontsize=8)
+    right.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
     return figure
 
 
