@@ -1,7 +1,8 @@
 """How many images a second get their two SimCLR views: whole batches against one image at a time.
 
 Both read the same bytes from memory and draw from the same recipe (colour strength 1, blur 0.5 at every
-size). ``torchvision`` is what people write: a v2 pipeline a sample in two workers that stay alive.
+size). ``torchvision`` is what people write: a v2 pipeline a PIL image in two workers that stay alive;
+``torchvision, tensors`` is the same on uint8 tensors.
 ``batched`` is :class:`MultiViewDataModule` without workers. Memory is that of a fresh process which does
 nothing else; each of torchvision's two workers takes more beside it.
 
@@ -13,6 +14,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -23,6 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
+from torchvision.transforms.v2.functional import to_pil_image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.common import paired, table, write_json
@@ -47,14 +50,16 @@ class Memory(Dataset[Any]):
 class TwoViews(Dataset[Any]):
     """Two passes of one pipeline."""
 
-    def __init__(self, data: Memory, pipeline: Any) -> None:
-        self.data, self.pipeline = data, pipeline
+    def __init__(self, data: Memory, pipeline: Any, *, pil: bool) -> None:
+        self.data, self.pipeline, self.pil = data, pipeline, pil
 
     def __len__(self) -> int:
         return len(self.data)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         image = self.data[index][0]
+        if self.pil:
+            image = to_pil_image(image)
         return self.pipeline(image), self.pipeline(image)
 
 
@@ -77,7 +82,7 @@ def images(path: Path | None, *, side: int, count: int) -> Tensor:
 
 
 def torchvision_loader(
-    data: Memory, *, size: int, batch: int, blur_kernel: int, sigma: Any
+    data: Memory, *, size: int, batch: int, blur_kernel: int, sigma: Any, pil: bool
 ) -> DataLoader[Any]:
     """Return the pipeline as torchvision's users write it."""
     from torchvision.transforms import v2
@@ -89,12 +94,18 @@ def torchvision_loader(
             v2.RandomApply([v2.ColorJitter(0.8, 0.8, 0.8, 0.2)], p=0.8),
             v2.RandomGrayscale(0.2),
             v2.RandomApply([v2.GaussianBlur(blur_kernel, sigma)], p=0.5),
+            v2.ToImage(),
             v2.ToDtype(torch.float32, scale=True),
             v2.Normalize(MEAN, STD),
         ]
     )
     return DataLoader(
-        TwoViews(data, pipeline), batch, shuffle=True, drop_last=True, num_workers=2, persistent_workers=True
+        TwoViews(data, pipeline, pil=pil),
+        batch,
+        shuffle=True,
+        drop_last=True,
+        num_workers=2,
+        persistent_workers=True,
     )
 
 
@@ -113,19 +124,23 @@ def runs(x: Tensor, *, size: int, batch: int) -> dict[str, Any]:
     module.setup()
     recipe = module.drawing.recipes[0]
     loader = module.train_dataloader()
-    theirs = torchvision_loader(
-        data, size=size, batch=batch, blur_kernel=recipe.blur_kernel, sigma=recipe.blur_sigma
-    )
+
+    def one_by_one(pil: bool) -> Any:
+        made = torchvision_loader(
+            data, size=size, batch=batch, blur_kernel=recipe.blur_kernel, sigma=recipe.blur_sigma, pil=pil
+        )
+
+        def run() -> None:
+            for _ in made:
+                pass
+
+        return run
 
     def batched() -> None:
         for raw in loader:
             module.on_after_batch_transfer(raw, 0)
 
-    def one_by_one() -> None:
-        for _ in theirs:
-            pass
-
-    return {"torchvision": one_by_one, "batched": batched}
+    return {"torchvision": one_by_one(True), "torchvision, tensors": one_by_one(False), "batched": batched}
 
 
 def main() -> None:
@@ -161,6 +176,7 @@ def main() -> None:
         }
         print(f"{size} pixels, {count} images a pass\n{table(report)}\n{results[str(size)]['times_as_fast']}")
     config = {
+        "load_average": os.getloadavg()[0],  # own runs included; two cores are full at 2
         "sizes": options.sizes,
         "counts": options.count,
         "batches": options.batch,
