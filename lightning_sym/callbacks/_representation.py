@@ -95,6 +95,7 @@ class RepresentationProbe(ScheduledCallback):
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_train_start(trainer, pl_module)
         if self.at_start and trainer.global_step == 0:
             self._run(trainer, pl_module)
 

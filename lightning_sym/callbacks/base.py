@@ -73,6 +73,13 @@ class ScheduledCallback(Callback):
         self._last = int(state_dict["last"])
         self._stride = int(state_dict["stride"])
 
+    @override
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # Here the step of a resumed run is known. An earlier one: a new run with an old callback.
+        self._previous = None
+        if trainer.global_step < self._last:
+            self._last, self._stride = trainer.global_step, 1
+
     def due(self, trainer: Trainer) -> bool:
         """Return whether an optimizer step of the coming batch is one of the schedule's.
 

@@ -165,6 +165,7 @@ class EigenmodeMonitor(Probe):
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_train_start(trainer, pl_module)
         if self.theory is not None:
             made = hasattr(self.theory, "eigenvalues")
             self._predicted = self.theory if made else self.theory(pl_module)  # type: ignore[operator, assignment]

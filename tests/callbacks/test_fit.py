@@ -548,3 +548,10 @@ def test_the_loss_scale_is_undone():
 
     assert scale(None) == 8 * 3
     assert scale(torch.amp.GradScaler("cpu", init_scale=1024.0)) == 8 * 3 / 1024
+
+
+def test_a_monitor_can_watch_a_second_run():
+    watch = CollapseMonitor(every_n_steps=3, strict=True)
+    for _ in range(2):
+        trainer(max_steps=4, callbacks=[watch]).fit(Classifier(convnet()), images())
+    assert [row["step"] for row in watch.history] == [1, 3, 1, 3]
