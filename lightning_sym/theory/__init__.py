@@ -1,5 +1,7 @@
 """Closed forms of the papers this package builds on: what the monitors should read, as numbers."""
 
+from lightning_sym.theory.balance import DiagonalNetwork
+from lightning_sym.theory.solvable import SolvableModel, kernel_growth, mechanism, regime
 from lightning_sym.theory.stepwise import (
     Staircase,
     aligned_scales,
@@ -15,14 +17,19 @@ from lightning_sym.theory.stepwise import (
 )
 
 __all__ = [
+    "DiagonalNetwork",
+    "SolvableModel",
     "Staircase",
     "aligned_scales",
     "embedding_eigenvalues",
     "final_embedding",
     "final_weight",
     "kernel_correlation",
+    "kernel_growth",
     "learning_times",
+    "mechanism",
     "pair_correlation",
+    "regime",
     "singular_values",
     "staircase_loss",
     "tangent_kernel",

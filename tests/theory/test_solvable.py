@@ -1,0 +1,70 @@
+"""The solved model against gradient flow walked in small steps."""
+
+import math
+
+import pytest
+import torch
+
+from lightning_sym.theory.solvable import SolvableModel, initial_size, kernel_growth, mechanism, regime
+
+
+def flow(model, time, steps=20_000):
+    """Heun's method on the two weight vectors, from the definition alone."""
+    u, w = model.u.double().clone(), model.w.double().clone()
+    dt, scale = time / steps, model.output_scale
+
+    def slopes(u, w):
+        error = 2 * scale * (model.beta1 * scale * (u @ w) - model.beta2)
+        return -model.lr_u * error * w, -model.lr_w * error * u
+
+    for _ in range(steps):
+        du, dw = slopes(u, w)
+        eu, ew = slopes(u + dt * du, w + dt * dw)
+        u, w = u + dt / 2 * (du + eu), w + dt / 2 * (dw + ew)
+    return u, w
+
+
+def weights(seed=0, width=7):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(2, width, generator=generator, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("time", [0.0, 0.05, 0.4])
+def test_solution_is_the_flow(time):
+    u, w = weights()
+    model = SolvableModel(u, w, beta1=0.7, beta2=1.3, output_scale=0.4, lr_u=0.5, lr_w=2.0)
+    u, w = flow(model, time, steps=2000)
+    seen = model.at(torch.tensor([time]))
+    norms = u.norm() * w.norm()
+    torch.testing.assert_close(seen.slope[0], 0.4 * (u @ w), rtol=1e-5, atol=1e-8)
+    torch.testing.assert_close(seen.kernel[0], 0.16 * (2.0 * (u @ u) + 0.5 * (w @ w)), rtol=1e-5, atol=0)
+    torch.testing.assert_close(seen.alignment[0], u @ w / norms, rtol=1e-5, atol=1e-8)
+    torch.testing.assert_close(seen.norms[0], norms, rtol=1e-5, atol=0)
+
+
+def test_end_fits_the_data_and_kernel_grows_as_predicted():
+    u = torch.tensor([1.0, 1.0, -1.0, -1.0]).double() * 0.3
+    w = torch.tensor([1.0, -1.0, 1.0, -1.0]).double() * 0.3  # f(0) = 0 exactly
+    model = SolvableModel(u, w, beta2=0.8)
+    start, end = model.at(torch.tensor([0.0])), model.at(torch.tensor([math.inf]))
+    assert end.slope.item() == pytest.approx(0.8)
+    size = initial_size(4, output_scale=1.0, var_u=0.09, var_w=0.09)
+    assert (end.kernel / start.kernel).item() == pytest.approx(kernel_growth(0.8, size=size))
+
+
+def test_three_mechanisms_and_regimes():
+    assert mechanism(0.01, alignment_after=0.9, norm_ratio=3.0) == "alignment"
+    assert mechanism(-0.9, alignment_after=-0.4, norm_ratio=3.0) == "disalignment"
+    assert mechanism(1.0, alignment_after=1.0, norm_ratio=3.0) == "rescaling"
+    assert mechanism(0.01, alignment_after=0.02, norm_ratio=1.01) == "none"
+    assert regime(output_scale=-1, var_u=-1, var_w=-1) == "rich"
+
+
+def test_bad_arguments_are_named():
+    u, w = weights()
+    with pytest.raises(ValueError, match="lr_u must be positive, got -1"):
+        SolvableModel(u, w, lr_u=-1)
+    with pytest.raises(ValueError, match="must both be"):
+        SolvableModel(u, w[:3])
+    with pytest.raises(ValueError, match="must not be zero"):
+        SolvableModel(u, -u)
