@@ -19,19 +19,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lightning_sym._names import clean_name as clean_name
+
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 ATTENTION_PARTS = ("q_proj", "k_proj", "v_proj", "out_proj")
-
-
-def clean_name(name: str) -> str:
-    """Return a module's or parameter's name without what wrappers put into it.
-
-    Example:
-        >>> clean_name("net._orig_mod.0._fsdp_wrapped_module.weight")
-        'net.0.weight'
-    """
-    wrappers = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
-    return ".".join(part for part in name.split(".") if part not in wrappers)
 
 
 def local(tensor: Tensor) -> Tensor:

@@ -28,6 +28,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
+from lightning_sym._names import clean_name
+
 if TYPE_CHECKING:
     from lightning_sym.symmetry import Symmetry
 
@@ -286,10 +288,9 @@ def _names(
     ]
     if named_parameters is None:
         return {p: name for name, p in own}
-    wrappers = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
     given: dict[Tensor, str] = {}
     for name, parameter in named_parameters:
-        given.setdefault(parameter, ".".join(part for part in name.split(".") if part not in wrappers))
+        given.setdefault(parameter, clean_name(name))
     missing = [place for place, parameter in own if parameter not in given]
     if missing:
         raise ValueError(

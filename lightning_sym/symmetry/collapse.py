@@ -7,8 +7,9 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from lightning_sym._names import clean_name
 from lightning_sym.symmetry.kinds import Permutation, Rescaling, Rotation
-from lightning_sym.symmetry.symmetry import Symmetry, clean_name
+from lightning_sym.symmetry.symmetry import Symmetry
 
 
 def collapsed_units(

@@ -14,11 +14,12 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_map
 
+from lightning_sym._names import clean_name
 from lightning_sym.symmetry._rules import Rules
 from lightning_sym.symmetry._solve import Candidate, Solver, touched
 from lightning_sym.symmetry._trace import plain_attention, tensors_of, trace
 from lightning_sym.symmetry.kinds import KINDS
-from lightning_sym.symmetry.symmetry import Action, Symmetry, clean_name, generator, named_tensors
+from lightning_sym.symmetry.symmetry import Action, Symmetry, generator, named_tensors
 
 TOLERANCE = 1e-8
 _TINY = 1e-30  # stands in for the normalisations' eps while scales are tried

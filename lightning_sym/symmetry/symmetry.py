@@ -21,17 +21,7 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor, nn
 
-WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
-
-
-def clean_name(name: str) -> str:
-    """Return a tensor's name without what compilation and sharding put into it.
-
-    Example:
-        >>> clean_name("net._orig_mod.0.weight")
-        'net.0.weight'
-    """
-    return ".".join(part for part in name.split(".") if part not in WRAPPERS)
+from lightning_sym._names import clean_name
 
 
 def named_tensors(module: nn.Module) -> dict[str, Tensor]:
