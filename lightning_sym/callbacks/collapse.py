@@ -25,6 +25,7 @@ from lightning_sym.observe.observation import ClassSums, LayerObservation, Obser
 from lightning_sym.observe.observer import Wants
 from lightning_sym.observe.reading import Reading
 from lightning_sym.observe.schedule import Schedule
+from lightning_sym.optim.syre import SyreHandle, attached
 
 if TYPE_CHECKING:
     from lightning_sym.symmetry import Symmetry
@@ -55,6 +56,9 @@ class CollapseMonitor(Monitor):
         ``collapse/<layer>/permutation``: share of units that equal another, in [0, 1].
         ``collapse/<layer>/rescaling``: share of units that are zero, in and out.
         ``collapse/<layer>/rotation``: share of directions lost.
+        ``collapse/<layer>/residual_force``: only where syre is at work (the callback, or ``attach_syre``
+            on an optimizer): the weakest push away from a mirror of the layer's output units, weight
+            decay times theta_0 across the mirror; at least 0, and 0: units can be stuck.
     of the classifier, when ``targets`` are given; its head is the last watched ``nn.Linear``:
         ``collapse/nc1`` to ``collapse/nc4``: neural collapse of its inputs; each is 0 at collapse
             (:class:`~lightning_sym.functional.neural_collapse.NeuralCollapse`).
@@ -112,6 +116,8 @@ class CollapseMonitor(Monitor):
         self.inputs = inputs
         self.histograms = histograms
         self._symmetries: list[Symmetry] | None = None
+        self._syre: list[SyreHandle] = []
+        self._forces: dict[tuple[Any, ...], float | None] = {}
         self.wants = dataclasses.replace(type(self).wants, targets=targets)
 
     @override
@@ -122,8 +128,8 @@ class CollapseMonitor(Monitor):
             for what, value in found.items():
                 yield Reading(f"collapse/{layer.name}/{what}", value)
             if self._symmetries:
-                for kind, share in self._read_causes(layer):
-                    yield Reading(f"collapse/{layer.name}/{kind}", share)
+                for what, value in self._read_causes(layer):
+                    yield Reading(f"collapse/{layer.name}/{what}", value)
             scores.append(self._score(layer, found))
             if self.histograms and layer.outputs is not None:
                 values = layer.outputs.eigenvalues
@@ -150,16 +156,27 @@ class CollapseMonitor(Monitor):
                 found = find_symmetries(detached_copy(pl_module), locate(batch, self.inputs))
                 # Bound to the module in training: read as it is by then.
                 self._symmetries = [symmetry.bind(pl_module) for symmetry in found]
+                self._syre = [handle for optimizer in trainer.optimizers for handle in attached(optimizer)]
 
     @override
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_fit_end(trainer, pl_module)
-        self._symmetries = None
+        self._symmetries, self._syre, self._forces = None, [], {}
 
     def _read_causes(self, layer: LayerObservation) -> Iterator[tuple[str, float]]:
-        from lightning_sym.symmetry import collapse_causes
+        from lightning_sym.symmetry import collapse_causes, least_force
 
-        yield from collapse_causes(self._symmetries or [], layer.name, tolerance=self.tolerance).items()
+        symmetries = self._symmetries or []
+        yield from collapse_causes(symmetries, layer.name, tolerance=self.tolerance).items()
+        if self._syre:
+            # theta_0 stands still: as long as the decays do, so does the force.
+            key = (layer.name, *(decay for handle in self._syre for decay in handle.decays))
+            if key not in self._forces:
+                forces = {name: force for handle in self._syre for name, force in handle.forces().items()}
+                self._forces[key] = least_force(symmetries, layer.name, forces)
+            force = self._forces[key]
+            if force is not None:
+                yield "residual_force", force
 
     def _read_layer(self, layer: LayerObservation) -> Iterator[tuple[str, float]]:
         stream = layer.outputs

@@ -77,6 +77,8 @@ class Syre(Callback):
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._remove()
+        # Once: another fit with the same callback begins anew.
+        resumed, self._resumed = self._resumed, False
         self.handles = [
             attach_syre(
                 optimizer,
@@ -85,7 +87,7 @@ class Syre(Callback):
                 seed=self.seed,
                 named_parameters=pl_module.named_parameters(),
                 relative=self.relative,
-                start="keep" if self._resumed else self.start,
+                start="keep" if resumed else self.start,
             )
             for optimizer in trainer.optimizers
         ]

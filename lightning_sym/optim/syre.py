@@ -72,6 +72,11 @@ class SyreHandle:
         """Names of the parameters that have an offset."""
         return [self._names[parameter] for parameter in self._offsets]
 
+    @property
+    def decays(self) -> list[float]:
+        """The optimizer's weight decays, group by group: the strength at this moment."""
+        return [float(group.get("weight_decay", 0.0)) for group in self._optimizer.param_groups]
+
     def offset(self, parameter: Tensor) -> Tensor:
         """Return theta_0 of a parameter, of its shape; zero for one that has none.
 
@@ -101,21 +106,40 @@ class SyreHandle:
 
         Returns:
             By symmetry, the force for each of its units; 0: still a place to be stuck in.
+
+        Raises:
+            ValueError: if no symmetry moves a parameter of the optimizer: names of another module.
         """
-        forces: dict[str, Tensor] = {}
-        for group in self._optimizer.param_groups:
-            for parameter in group["params"]:
-                forces[self._names[parameter]] = self.offset(parameter) * group.get("weight_decay", 0.0)
-        return {symmetry: symmetry.mirror_norm(forces) for symmetry in symmetries}
+        forces, found = self.forces(), list(symmetries)
+        if found and not any(name in forces for symmetry in found for name in symmetry.parameters):
+            raise ValueError(
+                f"symmetries must be of the module whose names the offsets have ({', '.join([*forces][:3])}, "
+                f"...), got {', '.join([*found[0].parameters][:3])}, ...: pass named_parameters of the "
+                "module that find_symmetries was given"
+            )
+        return {symmetry: symmetry.mirror_norm(forces) for symmetry in found}
+
+    def forces(self) -> dict[str, Tensor]:
+        """Return what the decay pulls with at weights of zero, ``weight_decay * theta_0``, by name.
+
+        Every parameter of the optimizer is there; those without an offset are pulled by nothing.
+        """
+        return {
+            self._names[parameter]: self.offset(parameter) * float(group.get("weight_decay", 0.0))
+            for group in self._optimizer.param_groups
+            for parameter in group["params"]
+        }
 
     def remove(self) -> None:
         """Give the optimizer back: the weights stay as they are, the decay goes to 0 again."""
+        self._unshift()
         while self._hooks:
             self._hooks.pop().remove()
 
     # -- the step ------------------------------------------------------------------------------
 
     def _before(self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        self._unshift()  # a step that raised did not come to its end
         place = "kwargs" if kwargs.get("closure") is not None else "args"
         closure = kwargs.get("closure") if place == "kwargs" else (args[1] if len(args) > 1 else None)
         if closure is None:
@@ -174,6 +198,12 @@ class SyreHandle:
             torch._foreach_add_(params, [self._offsets[p] for p in params])
 
 
+def attached(optimizer: torch.optim.Optimizer) -> list[SyreHandle]:
+    """Return the handles of what :func:`attach_syre` put on an optimizer and nobody removed: one or none."""
+    owners = [getattr(hook, "__self__", None) for hook in optimizer._optimizer_step_pre_hooks.values()]
+    return [owner for owner in owners if isinstance(owner, SyreHandle)]
+
+
 def attach_syre(
     optimizer: torch.optim.Optimizer,
     *,
@@ -200,7 +230,8 @@ def attach_syre(
         seed: of theta_0 and D. Both depend on the seed, the parameter's name and shape alone: the same on
             every rank, under sharding, and after a restart.
         named_parameters: where names come from, usually ``module.named_parameters()``; ``None``:
-            places in the optimizer's groups.
+            places in the optimizer's groups. What ``torch.compile`` and FSDP put into names is taken out;
+            of ``DistributedDataParallel`` give the module inside.
         relative: whether ``sigma`` is relative to the initialisation scale.
         start: ``"keep"``: the model's weights stay as they are, and theta is what theta_0 leaves of
             them; ``"shift"``: theta_0 is added to them, as if training began at theta.
@@ -209,7 +240,8 @@ def attach_syre(
         A handle: ``offset(parameter)``, ``offsets()``, ``remove()``.
 
     Raises:
-        ValueError: if an argument is out of its range, or names are missing or ambiguous.
+        ValueError: if an argument is out of its range, names are missing or ambiguous, or syre is attached
+            to the optimizer already.
 
     Warns:
         UserWarning: once, if no group decays (syre then does nothing), or if an offset is larger
@@ -233,6 +265,8 @@ def attach_syre(
             f"anisotropy={anisotropy} needs an optimizer whose decay is known, one of "
             f"{', '.join(COUPLED + DECOUPLED)}; got {type(optimizer).__name__}"
         )
+    if attached(optimizer):
+        raise ValueError("syre is attached to this optimizer already: call its handle's remove() first")
     names = _names(optimizer, named_parameters)
     offsets: dict[Tensor, Tensor] = {}
     stretches: dict[Tensor, Tensor] = {}
@@ -247,7 +281,7 @@ def attach_syre(
             if anisotropy:
                 uniform = torch.erf(_normal(parameter, f"stretch/{seed}/{name}") / math.sqrt(2))  # on (-1, 1)
                 stretches[parameter] = _like(parameter, anisotropy * uniform)
-            if float(offsets[parameter].norm()) > float(parameter.detach().norm()):
+            if _norm(offsets[parameter]) > _norm(parameter):
                 too_large.append(name)
     if not offsets:
         warnings.warn(
@@ -308,6 +342,12 @@ def _normal(parameter: Tensor, key: str) -> Tensor:
     digest = hashlib.sha256(key.encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
     return torch.randn(tuple(parameter.shape), generator=generator, dtype=torch.float64)
+
+
+def _norm(tensor: Tensor) -> float:
+    """Return the norm of a whole tensor, a sharded one's over all ranks."""
+    gather = getattr(tensor, "full_tensor", None)
+    return float((tensor if gather is None else gather()).detach().norm())
 
 
 def _like(parameter: Tensor, value: Tensor) -> Tensor:

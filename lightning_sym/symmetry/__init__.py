@@ -3,6 +3,7 @@
 from lightning_sym.symmetry.collapse import (
     collapse_causes as collapse_causes,
     collapsed_units as collapsed_units,
+    least_force as least_force,
 )
 from lightning_sym.symmetry.find import Symmetries as Symmetries, find_symmetries as find_symmetries
 from lightning_sym.symmetry.kinds import (

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
 
 from lightning_sym._names import clean_name
 from lightning_sym.symmetry.kinds import Permutation, Rescaling, Rotation
-from lightning_sym.symmetry.symmetry import Symmetry
+from lightning_sym.symmetry.symmetry import Action, Symmetry
 
 
 def collapsed_units(
@@ -52,12 +52,12 @@ def collapse_causes(
         ``{"permutation": equal units, "rescaling": zero units, "rotation": lost directions}`` as
         fractions in ``[0, 1]``, with only those kinds that the layer's output units have.
     """
-    weight = f"{clean_name(layer)}.weight"
+    weight = _weight(layer)
     hit: dict[str, Tensor] = {}
     lost: list[Tensor] = []
     rows = 0
     for symmetry in symmetries:
-        acting = [a for a in symmetry.actions if a.name == weight and a.dim == 0]
+        acting = _acting(symmetry, weight)
         if not acting or not isinstance(symmetry, Permutation | Rescaling | Rotation):
             continue
         collapsed_S = collapsed_units(symmetry, module, tolerance=tolerance)
@@ -78,3 +78,30 @@ def collapse_causes(
     if lost:
         shares["rotation"] = float(torch.cat(lost).mean())
     return shares
+
+
+def least_force(symmetries: Iterable[Symmetry], layer: str, forces: Mapping[str, Tensor]) -> float | None:
+    r"""Return the weakest push away from a mirror that one of a layer's output units is on.
+
+    Args:
+        symmetries: what :func:`~lightning_sym.symmetry.find_symmetries` returned.
+        layer: name of the layer; its units are the rows of ``<layer>.weight``.
+        forces: a force on the parameters by their names, as
+            :meth:`~lightning_sym.optim.syre.SyreHandle.forces` gives it.
+
+    Returns:
+        The least :math:`\lVert P f\rVert` over units and symmetries (:meth:`Symmetry.mirror_norm`), at least
+        0; ``None`` if the layer's output units have no symmetry. 0: there is a mirror to be stuck on.
+    """
+    weight = _weight(layer)
+    acting = [symmetry for symmetry in symmetries if _acting(symmetry, weight)]
+    return min((float(symmetry.mirror_norm(forces).min()) for symmetry in acting), default=None)
+
+
+def _weight(layer: str) -> str:
+    return f"{clean_name(layer)}.weight"
+
+
+def _acting(symmetry: Symmetry, weight: str) -> list[Action]:
+    """Return a symmetry's actions on the rows of a weight."""
+    return [action for action in symmetry.actions if action.name == weight and action.dim == 0]
