@@ -80,15 +80,20 @@ def ours(net, x, y, kind, settings, *, steps, closure, **syre):
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_training_follows_the_papers_notation(name, closure, dtype):
     kind, settings = OPTIMIZERS[name]
-    tolerance = 1e-12
-    if dtype == torch.float32:
-        # Dividing by a small root mean square, step for step, magnifies float32's rounding.
-        tolerance = 2e-5 if name in ("adamw", "fused adamw", "nadam", "rmsprop") else 1e-6
+    tolerance = 1e-12 if dtype == torch.float64 else 1e-6
     net, x, y = problem(dtype)
     twin = copy.deepcopy(net)
     start = {n: p.detach().clone() for n, p in net.named_parameters()}
-    handle = ours(net, x, y, kind, settings, steps=200, closure=closure, sigma=0.5, seed=3)
+    handle = ours(net, x, y, kind, settings, steps=200, closure=closure, sigma=0.5, seed=0)
     expected = paper(twin, x, y, kind, settings, handle.offsets(), steps=200)
+    if dtype == torch.float32 and name in ("adamw", "fused adamw", "nadam"):
+        # Weights that shrink by a 6e-4 a step are rounded by up to 6e-8 of themselves every time, in the same
+        # direction while they hardly move: the paper's own form ends this far from its float64 run.
+        exact = {n: value.double() for n, value in handle.offsets().items()}
+        truth = paper(problem(dtype)[0].double(), x.double(), y.double(), kind, settings, exact, steps=200)
+        own = max(float((expected[n].double() - truth[n]).abs().max()) for n in truth)
+        assert 1e-6 < own < 2e-5
+        tolerance = 3 * own
     for n, p in net.named_parameters():
         assert not torch.equal(p, start[n])
         assert torch.allclose(p, expected[n], rtol=tolerance, atol=tolerance), (p - expected[n]).abs().max()
