@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 Kind = Literal["sparse", "group", "low_rank", "equal"]
+UNBALANCE = 0.1  # difference of the factors' squares at the start, over the typical size of their product
 KINDS: tuple[Kind, ...] = ("sparse", "group", "low_rank", "equal")
 
 
@@ -49,19 +50,30 @@ class _Factors(nn.Module):
         return (rows if mean is None else rows + mean).reshape(self.shape)
 
     def right_inverse(self, weight: Tensor) -> tuple[Tensor, ...]:
-        """Return balanced factors: the point of least penalty with this product."""
-        if self.kind == "sparse":
-            root = weight.abs().sqrt()
-            return root, root * weight.sign()
-        rows = weight.flatten(1)
+        """Return factors with this product, nearly of least penalty.
+
+        Factors of equal size are of least penalty, but gradient flow would then keep them equal for ever
+        (the rescaling's charge), and no entry could change its sign: the first gets a little more.
+        """
+        rows = weight.flatten(1) if weight.ndim > 1 else weight
         if self.kind == "low_rank":
             u, s, v = torch.linalg.svd(rows, full_matrices=False)
             return u * s.sqrt(), s.sqrt()[:, None] * v
+        if self.kind == "sparse":
+            first = _larger(weight.abs())
+            return first, weight / first
         mean = rows.mean(dim=0)
         apart = rows - mean if self.kind == "equal" else rows
-        norm = apart.norm(dim=1)
-        second = apart / torch.where(norm > 0, norm.sqrt(), torch.ones_like(norm))[:, None]
-        return (norm.sqrt(), second, mean) if self.kind == "equal" else (norm.sqrt(), second)
+        first = _larger(apart.norm(dim=1))
+        second = apart / first[:, None]
+        return (first, second, mean) if self.kind == "equal" else (first, second)
+
+
+def _larger(size: Tensor) -> Tensor:
+    """Return the larger factor of a product, its square a tenth of the typical size above the other's."""
+    typical = size.square().mean().sqrt()
+    charge = UNBALANCE * torch.where(typical > 0, typical, torch.ones_like(typical))
+    return ((charge + (charge.square() + 4 * size.square()).sqrt()) / 2).sqrt()
 
 
 def constrain(module: nn.Module, name: str = "weight", *, kind: Kind) -> list[nn.Parameter]:
@@ -71,6 +83,7 @@ def constrain(module: nn.Module, name: str = "weight", *, kind: Kind) -> list[nn
     and the module its forward pass. Give the returned factors a group with ``weight_decay`` in an optimizer
     with *coupled* decay (SGD): a ``weight_decay`` of :math:`g` is :math:`\kappa = g / 2`, so a penalty of
     strength :math:`g` on the weight. Decay of the mean in ``equal`` is a matter of its own and left to you.
+    A direction of a ``low_rank`` weight that begins at exactly 0 stays there: both its factors are 0.
 
     Args:
         module: holds the weight.
@@ -109,7 +122,8 @@ def finalize(module: nn.Module, name: str = "weight", *, tolerance: float = 1e-6
         module: whose weight was factorised by :func:`constrain`.
         name: of the parameter.
         tolerance: what counts as nothing: entries (``sparse``), norms of units (``group``), singular
-            values (``low_rank``), distances from the mean (``equal``) up to it become exactly 0.
+            values (``low_rank``), distances from the mean (``equal``) up to it become exactly 0; singular
+            values to rounding, the weight being their product with the directions.
 
     Returns:
         Boolean: entries, units, directions or units that were set to nothing.
@@ -134,8 +148,10 @@ def finalize(module: nn.Module, name: str = "weight", *, tolerance: float = 1e-6
         gone = (rows - mean).norm(dim=1) <= tolerance  # type: ignore[operator]
         rows = torch.where(gone[:, None], torch.as_tensor(mean, dtype=rows.dtype, device=rows.device), rows)
         weight = rows.reshape(weight.shape)
+    trainable = any(p.requires_grad for p in module.parametrizations[name].parameters())  # type: ignore[index, union-attr]
     parametrize.remove_parametrizations(module, name, leave_parametrized=True)
-    getattr(module, name).copy_(weight)
+    delattr(module, name)  # what is left there is a buffer where no gradient is recorded
+    module.register_parameter(name, nn.Parameter(weight, requires_grad=trainable))
     return gone
 
 

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
+from lightning_sym.optim import dcs
 from lightning_sym.optim.dcs import KINDS, constrain, finalize
+from tests.models import trainer
 
 
 def layer(o=6, i=5, seed=0):
@@ -41,8 +46,40 @@ def test_factorising_keeps_the_weight_and_the_output(kind):
     first, second = constrain(module, kind=kind)
     assert torch.allclose(module.weight, before, atol=1e-12)
     assert torch.allclose(module(x), output, atol=1e-12)
-    # Balanced: no factors with this product decay less.
-    assert first.norm().item() == pytest.approx(second.norm().item(), rel=1e-9)
+    # Nearly balanced, where no factors with this product decay less; the first is never the smaller one.
+    decayed = first.square().sum() + second.square().sum()
+    product = {"sparse": before.abs().sum(), "low_rank": torch.linalg.matrix_norm(before.flatten(1), "nuc")}
+    apart = before.flatten(1) - (before.flatten(1).mean(0) if kind == "equal" else 0)
+    bound = 2 * product.get(kind, apart.norm(dim=1).sum())
+    assert 1 - 1e-12 <= decayed / bound < 1.1
+    assert first.norm() >= second.norm() * (1 - 1e-9)
+
+
+def test_an_entry_can_change_its_sign_and_leave_zero():
+    """Factors of exactly equal size could do neither."""
+    target = torch.tensor([[1.0, -2.0, 1.5]], dtype=torch.float64)
+    for begin in (-target, torch.zeros_like(target)):
+        module = nn.Linear(3, 1, bias=False).double()
+        with torch.no_grad():
+            module.weight.copy_(begin)
+        factors = constrain(module, kind="sparse")
+        assert torch.equal(module.weight, begin)
+        optimizer = torch.optim.SGD(factors, lr=0.1, weight_decay=0.1)
+        for _ in range(2000):
+            optimizer.zero_grad()
+            (0.5 * (module.weight - target).square().sum()).backward()
+            optimizer.step()
+        torch.testing.assert_close(module.weight.detach(), target - 0.1 * target.sign(), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("trainable", [True, False])
+def test_a_finalized_weight_is_a_parameter_as_before(trainable):
+    module = layer()
+    module.weight.requires_grad_(trainable)
+    constrain(module, kind="group")
+    finalize(module)
+    assert [(n, p.requires_grad) for n, p in module.named_parameters()] == [("weight", trainable)]
+    assert not list(module.buffers())
 
 
 def test_sparsity_is_the_soft_threshold():
@@ -102,3 +139,113 @@ def test_what_is_refused():
         finalize(module, tolerance=-1)
     with pytest.raises(ValueError, match="two dimensions"):
         constrain(nn.Linear(2, 2), "bias", kind="group")
+
+
+class Regression(LightningModule):
+    """A constrained linear layer, its factors alone under decay, fitted to given outputs."""
+
+    def __init__(self, kind: str, *, decay: float, lr: float = 0.5) -> None:
+        super().__init__()
+        self.layer, self.decay, self.lr = layer(6, 5), decay, lr
+        self.factors = constrain(self.layer, kind=kind)
+
+    def training_step(self, batch, batch_idx):
+        x_N5, y_N6 = batch
+        return 0.5 * (self.layer(x_N5) - y_N6).square().mean(0).sum()
+
+    def configure_optimizers(self):
+        free = [p for p in self.parameters() if not any(p is f for f in self.factors)]
+        groups = [{"params": self.factors, "weight_decay": self.decay}, {"params": free, "weight_decay": 0.0}]
+        return torch.optim.SGD([g for g in groups if g["params"]], lr=self.lr)
+
+
+TARGET = layer(6, 5, seed=3).weight.detach() * torch.tensor([1.0, 0.2, 1.5, 0.1, 1.0, 0.3])[:, None]
+
+
+def whitened(repeats: int) -> DataLoader:
+    """Full batches of inputs whose covariance is the identity: the loss is |W - TARGET|^2 / 2."""
+    draw = torch.randn(20, 5, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    x_N5 = torch.linalg.qr(draw)[0] * 20**0.5
+    return DataLoader(
+        TensorDataset(x_N5.repeat(repeats, 1), (x_N5 @ TARGET.mT).repeat(repeats, 1)), batch_size=20
+    )
+
+
+def least(kind: str, target, strength):
+    """The minimum of |W - T|^2 / 2 + strength * penalty, in closed form."""
+    if kind == "sparse":
+        return target.sign() * (target.abs() - strength).clamp_min(0)
+    if kind == "low_rank":
+        u, s, v = torch.linalg.svd(target, full_matrices=False)
+        return u @ torch.diag((s - strength).clamp_min(0)) @ v
+    norm = target.norm(dim=1, keepdim=True)
+    return target * (1 - strength / norm).clamp_min(0)
+
+
+@pytest.mark.parametrize("kind", ["sparse", "group", "low_rank"])
+def test_a_fit_ends_at_the_closed_form_and_its_zeros_are_exact(kind):
+    strength = 0.4
+    model = Regression(kind, decay=strength)
+    trainer(max_epochs=4).fit(model, whitened(400))
+    expected = least(kind, TARGET, strength)
+    torch.testing.assert_close(model.layer.weight.detach(), expected, rtol=0, atol=2e-3)
+    x = torch.randn(7, 5, dtype=torch.float64)
+    before = model.layer(x)
+    gone = finalize(model.layer, tolerance=1e-3)
+    assert 0 < int(gone.sum()) < gone.numel()
+    assert isinstance(model.layer.weight, nn.Parameter)
+    torch.testing.assert_close(model.layer(x), before, rtol=0, atol=2e-2)
+    weight = model.layer.weight.detach()
+    if kind == "low_rank":
+        assert torch.linalg.matrix_rank(weight) == gone.numel() - int(gone.sum())
+    else:
+        assert (weight[gone] == 0).all()
+        assert (weight[~gone].flatten(1 if kind == "group" else 0).norm(dim=-1) > 1e-3).all()
+
+
+def test_equal_units_are_the_minimum_of_distances_to_a_free_mean():
+    """A slow twin: the group lasso on distances from a mean that is minimised over, by alternation."""
+    strength, free = 0.4, TARGET.mean(0)
+    for _ in range(2000):
+        apart = least("group", TARGET - free, strength)
+        free = (TARGET - apart).mean(0)
+    model = Regression("equal", decay=strength, lr=0.1)
+    trainer(max_epochs=10).fit(model, whitened(400))
+    torch.testing.assert_close(model.layer.weight.detach(), free + apart, rtol=0, atol=2e-3)
+    gone = finalize(model.layer, tolerance=1e-3)
+    assert int(gone.sum()) >= 2
+    weight = model.layer.weight.detach()
+    assert (weight[gone] == weight[gone][0]).all()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_resumed_run_continues_bitwise(kind, tmp_path):
+    def run(epochs, path=None):
+        keep = ModelCheckpoint(tmp_path, save_last=True, save_on_train_epoch_end=True)
+        model = Regression(kind, decay=0.1, lr=0.05)
+        trainer(max_epochs=epochs, enable_checkpointing=True, callbacks=[keep]).fit(
+            model, whitened(5), ckpt_path=path
+        )
+        return model, keep.last_model_path
+
+    unbroken, _ = run(4)
+    _, path = run(2)
+    resumed, path = run(4, path)
+    assert torch.equal(unbroken.layer.weight, resumed.layer.weight)
+    stored = torch.load(path, weights_only=True)["state_dict"]
+    fresh = Regression(kind, decay=0.1)
+    assert not torch.equal(fresh.layer.weight, resumed.layer.weight)
+    fresh.load_state_dict(stored)
+    assert torch.equal(fresh.layer.weight, resumed.layer.weight)
+    # In one piece again, it is an ordinary layer's checkpoint.
+    finalize(fresh.layer)
+    torch.save(fresh.state_dict(), tmp_path / "final.pt")
+    plain = layer()
+    state = torch.load(tmp_path / "final.pt", weights_only=True)
+    plain.load_state_dict({name.removeprefix("layer."): value for name, value in state.items()})
+    assert torch.equal(plain.weight, fresh.layer.weight)
+
+
+def test_that_the_form_is_derived_is_said():
+    assert "derived" in (dcs.__doc__ or "")
+    assert "derived" in (constrain.__doc__ or "")
