@@ -68,6 +68,150 @@ CONV = [
 ]
 
 
+class Attention(nn.Module):
+    """Attention written out, with something done to a part of it."""
+
+    def __init__(self, where: str = "", what: nn.Module | None = None, slopes: Tensor | None = None) -> None:
+        super().__init__()
+        self.qkv, self.out, self.where = nn.Linear(8, 24), nn.Linear(8, 8), where
+        self.what = what
+        self.register_buffer("slopes", torch.ones(2) if slopes is None else slopes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, t, _ = x.shape
+        q, k, v = (part.view(b, t, 2, 4).transpose(1, 2) for part in self.qkv(x).chunk(3, dim=2))
+        q = self.what(q) if self.where == "query" else q
+        far = (torch.arange(t)[:, None] - torch.arange(t)).abs() * self.slopes[:, None, None]
+        mixed = (q @ k.transpose(-2, -1) - far).softmax(-1) @ v
+        mixed = self.what(mixed) if self.where == "value" else mixed
+        return self.out(mixed.transpose(1, 2).reshape(b, t, 8))
+
+
+def attention(*args) -> nn.Module:
+    return seeded(lambda: Attention(*args))
+
+
+def moved(module: nn.Module, x: Tensor, kind: str) -> list[tuple[int, int, set[str]]]:
+    """Blocks, units and parameters of each symmetry of a kind."""
+    return [(s.blocks, s.units, set(s.parameters)) for s in find_symmetries(module, x).of_kind(kind)]
+
+
+def test_rotations_of_attention_are_lost_one_by_one():
+    x = example(2, 5, 8)
+    query_key = (2, 4, {"qkv.weight", "qkv.bias"})
+    value_out = (2, 4, {"qkv.weight", "qkv.bias", "out.weight"})
+    assert moved(attention(), x, "rotation") == [query_key, value_out]
+    assert moved(attention("query", nn.Tanh()), x, "rotation") == [value_out]
+    assert moved(attention("value", nn.Tanh()), x, "rotation") == [query_key]
+    assert moved(attention("value", nn.Identity()), x, "rotation") == [query_key, value_out]
+
+
+def test_heads_change_places_where_none_is_told_from_another():
+    x = example(2, 5, 8)
+    heads = (1, 2, {"qkv.weight", "qkv.bias", "out.weight"})
+    assert heads in moved(attention(), x, "permutation")
+    unlike = moved(attention("", None, torch.tensor([0.5, 1.0])), x, "permutation")
+    assert heads not in unlike
+    assert unlike  # the units inside of heads still do
+
+
+class Adapted(nn.Module):
+    """A linear layer and what a low-rank adapter adds to it."""
+
+    def __init__(self, between: nn.Module) -> None:
+        super().__init__()
+        self.base, self.a, self.b = nn.Linear(5, 6), nn.Linear(5, 2, bias=False), nn.Linear(2, 6)
+        self.between = between
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.tanh(self.base(x) + 0.5 * self.b(self.between(self.a(x))))
+
+
+def depthwise(between: nn.Module) -> nn.Module:
+    return seeded(
+        lambda: nn.Sequential(
+            nn.Conv2d(3, 6, 1), nn.Conv2d(6, 6, 3, groups=6), between, nn.ReLU(), nn.Conv2d(6, 2, 1)
+        )
+    )
+
+
+class ChannelOffset(nn.Module):
+    """A fixed number for each channel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("offset", torch.linspace(0.1, 1.0, 6)[:, None, None])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.offset
+
+
+class Normed(nn.Module):
+    """Everything written into a layer normalisation, through an activation or plain."""
+
+    def __init__(self, between: nn.Module) -> None:
+        super().__init__()
+        self.a, self.norm, self.b = nn.Linear(4, 6), nn.LayerNorm(6), nn.Linear(6, 3)
+        self.between = between
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(F.gelu(self.norm(self.between(self.a(x)))))
+
+
+@pytest.mark.parametrize(
+    ("kind", "has", "has_not", "shape", "names"),
+    [
+        (
+            "rotation",
+            seeded(lambda: Adapted(nn.Identity())),
+            seeded(lambda: Adapted(nn.ReLU())),
+            (7, 5),
+            {"a.weight": (0,), "b.weight": (1,)},
+        ),
+        (
+            "permutation",
+            depthwise(nn.Identity()),
+            depthwise(ChannelOffset()),
+            (2, 3, 5, 5),
+            {"0.weight": (0,), "0.bias": (0,), "1.weight": (0,), "1.bias": (0,), "4.weight": (1,)},
+        ),
+        (
+            "rescaling",
+            depthwise(nn.Identity()),
+            depthwise(ChannelOffset()),
+            (2, 3, 5, 5),
+            {"1.weight": (0,), "1.bias": (0,), "4.weight": (1,)},
+        ),
+        (
+            "scale",
+            seeded(lambda: Normed(nn.Identity())),
+            seeded(lambda: Normed(nn.Sigmoid())),
+            (7, 4),
+            {"a.weight": (0,), "a.bias": (0,)},
+        ),
+    ],
+)
+def test_a_named_symmetry_goes_with_one_change(kind, has, has_not, shape, names):
+    assert names in [s.parameters for s in find_symmetries(has, example(*shape)).of_kind(kind)]
+    assert names not in [s.parameters for s in find_symmetries(has_not, example(*shape)).of_kind(kind)]
+
+
+def test_what_does_not_run_says_what_is_wrong():
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        find_symmetries(mlp(nn.ReLU()), example(5, 3))
+
+    class Words(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a = nn.Linear(4, 6)
+
+        def forward(self, x: Tensor) -> str:
+            return str(self.a(x).sum().item())
+
+    with pytest.raises(ValueError, match=r"floating-point tensors, found none"):
+        find_symmetries(seeded(Words), example(5, 4))
+
+
 @pytest.mark.parametrize(("kind", "has", "has_not"), HAVE)
 def test_found_where_it_is_and_only_there(kind, has, has_not):
     assert kind in kinds(has, example(5, 4))
@@ -192,15 +336,7 @@ def test_depthwise_convolution_moves_with_its_channels():
 
 
 def test_low_rank_adapter_has_a_rotation_of_its_rank():
-    class Adapted(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.base, self.a, self.b = nn.Linear(5, 6), nn.Linear(5, 2, bias=False), nn.Linear(2, 6)
-
-        def forward(self, x: Tensor) -> Tensor:
-            return torch.tanh(self.base(x) + 0.5 * self.b(self.a(x)))
-
-    found = find_symmetries(seeded(Adapted), example(7, 5)).of_kind("rotation")
+    found = find_symmetries(seeded(lambda: Adapted(nn.Identity())), example(7, 5)).of_kind("rotation")
     assert [s.parameters for s in found] == [{"a.weight": (0,), "b.weight": (1,)}]
     assert found[0].size == 2
 
