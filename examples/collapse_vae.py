@@ -4,9 +4,9 @@ A latent dimension whose posterior equals the prior carries nothing; decoder and
 then at zero, on the mirror of the latent's sign flip, from where the loss's gradient leads nowhere. A large
 ``beta`` in ``reconstruction + beta * KL`` and weight decay both lead there. Arms differ in the decay alone:
 none, towards 0, towards a random point (syre, small as proposed and of the initial weights' size), towards
-the initial weights. Rank never stands alone: a collapsed encoder's output of nearly nothing still has the full
-rank of theta_0, which the active latents (a threshold on an absolute scale) and the losses show. Setting after Ziyin et al.,
-2024, arXiv 2408.15495; active units after Burda et al., 2015, arXiv 1509.00519.
+the initial weights. Rank never stands alone: a collapsed encoder's output of nearly nothing still has the
+full rank of theta_0. The active latents (a threshold on an absolute scale) and the losses tell. Setting after
+Ziyin et al., 2024, arXiv 2408.15495; active units after Burda et al., 2015, arXiv 1509.00519.
 
 Shape letters: B batch, N images, D pixels, L latents.
 """
@@ -157,7 +157,7 @@ def main() -> None:
     parser.add_argument("--smoke", action="store_true", help="seconds: two seeds, one decay, few steps")
     options = parser.parse_args()
     if options.smoke:
-        options.seeds, options.steps, options.decays, options.betas = 2, 500, [1e-2], [0.5, 50.0]
+        options.seeds, options.steps, options.decays, options.betas = 2, 250, [1e-2], [0.5, 50.0]
     data = load(options.data, options.root)
     results: dict[str, Any] = {}
     for beta in options.betas:
