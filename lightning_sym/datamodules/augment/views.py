@@ -14,10 +14,9 @@ from lightning_sym.datamodules.augment import colour
 from lightning_sym.datamodules.augment.blur import gaussian_blur
 from lightning_sym.datamodules.augment.parameters import ViewParameters, stack
 from lightning_sym.datamodules.augment.resample import crop_resize
-from lightning_sym.datamodules.augment.threads import side_by_side
 
 HUE = 3
-CHUNK = {"cpu": 2**18}  # numbers worked on at a time: what a core's cache holds
+CHUNK = {"cpu": 2**20}  # numbers worked on at a time: enough for each operation to keep all cores busy
 CHUNK_ELSEWHERE = 2**28
 
 
@@ -32,8 +31,8 @@ def make_views(
 ) -> list[Tensor]:
     """Make one view of the batch for each set of parameters.
 
-    Rows whose hue has the same place in the order of colours are made together, cache-sized chunks at
-    a time; the other three colour operations share one formula.
+    Rows whose hue has the same place in the order of colours are made together, in chunks that bound
+    the memory; the other three colour operations share one formula.
 
     Args:
         images: ``[B, C, H, W]``, uint8 or floating in [0, 1]; padding outside a box is never seen.
@@ -54,23 +53,16 @@ def make_views(
     result = torch.empty(len(rows), channels, size, size, device=images.device)
     numbers = CHUNK.get(images.device.type, CHUNK_ELSEWHERE)
     length = max(1, numbers // (channels * size * size))
-    jobs = [
-        (group, kernel, chunk)
-        for kernel in sorted(set(blur_kernels))
-        for group in range(5)
-        for chunk in ((group_N == group) & (kernel_N == kernel)).nonzero().flatten().split(length)
-    ]
-
-    def work(job: tuple[int, int, Tensor]) -> None:
-        group, kernel, chunk = job
-        if not len(chunk):
-            return
-        made = _make(images, rows.take(chunk), chunk % batch, group, size, kernel)
-        if mean is not None and std is not None:
-            made = made.sub_(mean.view(-1, 1, 1)).div_(std.view(-1, 1, 1))
-        result[chunk.to(images.device)] = made
-
-    side_by_side(work, jobs, threads=torch.get_num_threads() if images.device.type == "cpu" else 1)
+    for kernel in sorted(set(blur_kernels)):
+        for group in range(5):
+            members = ((group_N == group) & (kernel_N == kernel)).nonzero().flatten()
+            for chunk in members.split(length):
+                if not len(chunk):
+                    continue
+                made = _make(images, rows.take(chunk), chunk % batch, group, size, kernel)
+                if mean is not None and std is not None:
+                    made = made.sub_(mean.view(-1, 1, 1)).div_(std.view(-1, 1, 1))
+                result.index_copy_(0, chunk.to(images.device), made)
     return list(result.split(batch))
 
 
