@@ -5,6 +5,7 @@ from lightning_sym.modules.bump_decoders import MLPDecoder, PositionMLPDecoder, 
 from lightning_sym.modules.bump_embedding import EmbeddingDecoder
 from lightning_sym.modules.joint_embedding import JointEmbedding
 from lightning_sym.modules.simclr import SimCLR
+from lightning_sym.modules.solvable import SolvableNetwork
 from lightning_sym.modules.vicreg import VICReg
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "MLPDecoder",
     "PositionMLPDecoder",
     "SimCLR",
+    "SolvableNetwork",
     "TransposedConvDecoder",
     "VICReg",
 ]

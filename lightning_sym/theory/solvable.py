@@ -42,8 +42,13 @@ class SolvableModel:
         lr_w: learning rate of w, positive.
 
     Raises:
-        ValueError: if shapes differ, a scale is not positive, or ``u / sqrt(lr_u) + w / sqrt(lr_w)``
-            is zero for all units (the solution has no positive branch to grow on).
+        ValueError: if shapes differ, a scale is not positive, or all weights are zero (where the flow
+            stays).
+
+    Example:
+        >>> model = SolvableModel(torch.tensor([0.1, -0.1]), torch.tensor([0.1, 0.1]))
+        >>> round(model.size, 6), round(model.growth, 2), round(kernel_growth(1.0, size=model.size), 2)
+        (0.04, 50.01, 50.01)
     """
 
     u: Tensor
@@ -60,8 +65,20 @@ class SolvableModel:
         for name in ("beta1", "output_scale", "lr_u", "lr_w"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)!r}")
-        if self._sums()[0] == 0:
-            raise ValueError("u / sqrt(lr_u) + w / sqrt(lr_w) must not be zero for all units")
+        if not max(self._sums()[:2]) > 0:
+            raise ValueError("u and w must hold a number that is not zero")
+
+    @property
+    def size(self) -> float:
+        r"""Size r of these weights, :math:`\gamma\sqrt{\eta_u\eta_w}\,(P + Q) / 2`; positive."""
+        P, Q, _ = self._sums()
+        return self.output_scale * math.sqrt(self.lr_u * self.lr_w) * (P + Q) / 2
+
+    @property
+    def growth(self) -> float:
+        r"""Exact :math:`K_\infty / K_0`, whatever the model's slope at the start; at least 0."""
+        kernel_T = self.at(torch.tensor([0.0, math.inf])).kernel
+        return float(kernel_T[1] / kernel_T[0])
 
     def _sums(self) -> tuple[float, float, float]:
         u_D, w_D = self.u.double() / math.sqrt(self.lr_u), self.w.double() / math.sqrt(self.lr_w)
@@ -71,24 +88,33 @@ class SolvableModel:
     def at(self, t: Tensor) -> Solution:
         """Return the model at times ``[T]``, at least 0; infinity is the end."""
         P, Q, S = self._sums()
+        # Changing the sign of u and of the target exchanges P and Q: the larger of them is divided by.
+        sign = 1.0 if P >= Q else -1.0
+        P, Q, beta2 = max(P, Q), min(P, Q), sign * self.beta2
         b = self.output_scale * math.sqrt(self.lr_u * self.lr_w)
-        root = math.sqrt(4 * self.beta2**2 + (b * self.beta1) ** 2 * P * Q)
-        scale = b * self.beta1 * P
-        high, low = (2 * self.beta2 + root) / scale, (2 * self.beta2 - root) / scale
-        decay_T = torch.exp(-2 * b * root * t.double())
-        # (xi - high) / (xi - low) = (1 - high) / (1 - low) exp(-omega t), free of a division by 1 - low.
-        xi_T = (high * (1 - low) - low * (1 - high) * decay_T) / ((1 - low) - (1 - high) * decay_T)
-        up_T, down_T = P * xi_T, Q / xi_T
+        xi_T = self._xi(t.double(), b, P, Q, beta2)
+        up_T = P * xi_T
+        down_T = Q / xi_T if Q > 0 else torch.zeros_like(xi_T)
         u2_T = self.lr_u / 4 * (up_T + 2 * S + down_T)
         w2_T = self.lr_w / 4 * (up_T - 2 * S + down_T)
         norms_T = (u2_T * w2_T).clamp_min(0).sqrt()
-        product_T = math.sqrt(self.lr_u * self.lr_w) / 4 * (up_T - down_T)
+        product_T = sign * math.sqrt(self.lr_u * self.lr_w) / 4 * (up_T - down_T)
         return Solution(
-            slope=b * (up_T - down_T) / 4,
+            slope=sign * b * (up_T - down_T) / 4,
             kernel=b**2 * (up_T + down_T) / 2,
             alignment=(product_T / norms_T).clamp(-1, 1),
             norms=norms_T,
         )
+
+    def _xi(self, t_T: Tensor, b: float, P: float, Q: float, beta2: float) -> Tensor:
+        root = math.sqrt(4 * beta2**2 + (b * self.beta1) ** 2 * P * Q)
+        scale = b * self.beta1 * P
+        if root == 0:  # aligned, and nothing to learn: decays as 1 / t
+            return 1 / (1 + b * scale * t_T)
+        high, low = (2 * beta2 + root) / scale, (2 * beta2 - root) / scale
+        decay_T = torch.exp(-2 * b * root * t_T)
+        # (xi - high) / (xi - low) = (1 - high) / (1 - low) exp(-omega t), free of a division by 1 - low.
+        return (high * (1 - low) - low * (1 - high) * decay_T) / ((1 - low) - (1 - high) * decay_T)
 
 
 def kernel_growth(v_star: float, *, size: float) -> float:
@@ -151,10 +177,52 @@ def regime(
         >>> regime(output_scale=-0.5, var_u=0, var_w=0), regime(output_scale=-1, var_u=0, var_w=0)
         ('kernel', 'mixed')
     """
-    exponent = output_scale + width + max(var_u + (lr_w - lr_u) / 2, var_w + (lr_u - lr_w) / 2)
+    exponent = _size_exponent(output_scale, var_u, var_w, width, lr_u, lr_w)
+    return _sign_name(exponent, above="kernel", zero="mixed", below="rich")
+
+
+def pace(
+    *,
+    output_scale: float,
+    var_u: float,
+    var_w: float,
+    width: float = 1.0,
+    lr_u: float = 0.0,
+    lr_w: float = 0.0,
+) -> str:
+    r"""Say how fast a scaling learns at first: the exponent of :math:`K_0 = b r`.
+
+    Args:
+        output_scale: exponent of gamma, as in :func:`regime`.
+        var_u: exponent of the variance of u at the start.
+        var_w: exponent of the variance of w at the start.
+        width: exponent of the width.
+        lr_u: exponent of the learning rate of u.
+        lr_w: exponent of the learning rate of w.
+
+    Returns:
+        ``"steady"`` (the speed stays), ``"unstable"`` (it grows: steps of one size diverge) or
+        ``"frozen"`` (it vanishes; in the rich regime, a plateau).
+
+    Example:
+        >>> pace(output_scale=-0.5, var_u=0, var_w=0), pace(output_scale=-1, var_u=0, var_w=0)
+        ('steady', 'frozen')
+    """
+    exponent = output_scale + (lr_u + lr_w) / 2
+    exponent += _size_exponent(output_scale, var_u, var_w, width, lr_u, lr_w)
+    return _sign_name(exponent, above="unstable", zero="steady", below="frozen")
+
+
+def _size_exponent(
+    output_scale: float, var_u: float, var_w: float, width: float, lr_u: float, lr_w: float
+) -> float:
+    return output_scale + width + max(var_u + (lr_w - lr_u) / 2, var_w + (lr_u - lr_w) / 2)
+
+
+def _sign_name(exponent: float, *, above: str, zero: str, below: str) -> str:
     if abs(exponent) < 1e-12:
-        return "mixed"
-    return "kernel" if exponent > 0 else "rich"
+        return zero
+    return above if exponent > 0 else below
 
 
 def mechanism(

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from lightning_sym.theory.solvable import SolvableModel, initial_size, kernel_growth, mechanism, regime
+from lightning_sym.theory.solvable import SolvableModel, initial_size, kernel_growth, mechanism, pace, regime
 
 
 def flow(model, time, steps=20_000):
@@ -66,5 +66,58 @@ def test_bad_arguments_are_named():
         SolvableModel(u, w, lr_u=-1)
     with pytest.raises(ValueError, match="must both be"):
         SolvableModel(u, w[:3])
-    with pytest.raises(ValueError, match="must not be zero"):
-        SolvableModel(u, -u)
+    with pytest.raises(ValueError, match="a number that is not zero"):
+        SolvableModel(0 * u, 0 * u)
+
+
+@pytest.mark.parametrize("target", [1.0, -1.0, 0.0])
+@pytest.mark.parametrize("side", [1.0, -1.0])
+def test_aligned_starts_whatever_the_target(target, side):
+    u, _ = weights()
+    model = SolvableModel(u, side * u, beta2=target, output_scale=0.2)
+    u, w = flow(model, 1.5, steps=4000)
+    seen = model.at(torch.tensor([1.5]))
+    assert seen.slope.item() == pytest.approx(0.2 * float(u @ w), rel=1e-4, abs=1e-7)
+    assert seen.kernel.item() == pytest.approx(0.04 * float(u @ u + w @ w), rel=1e-4)
+    end = model.at(torch.tensor([math.inf]))
+    assert end.slope.item() == pytest.approx(max(side * target, 0.0) * side)  # aligned ones can't cross zero
+
+
+def test_growth_is_exact_with_a_slope_at_the_start():
+    u, w = weights(3)
+    model = SolvableModel(u, w, beta2=0.6, output_scale=0.5)
+    u, w = flow(model, 20.0)
+    start, end = model.u @ model.u + model.w @ model.w, u @ u + w @ w
+    assert model.growth == pytest.approx(float(end / start), rel=1e-6)
+    assert model.size == pytest.approx(0.5 * float(start))
+
+
+def test_regime_and_pace_are_those_of_growing_models():
+    for scaling, phase, speed in (
+        ({"output_scale": -0.5, "var_u": 0, "var_w": 0}, "kernel", "steady"),
+        ({"output_scale": 0, "var_u": -1, "var_w": -1}, "mixed", "steady"),
+        ({"output_scale": -1, "var_u": 0, "var_w": 0, "lr_u": 1, "lr_w": 1}, "mixed", "steady"),
+        ({"output_scale": 0, "var_u": 0, "var_w": 0}, "kernel", "unstable"),
+        ({"output_scale": -1, "var_u": -1, "var_w": -1}, "rich", "frozen"),
+    ):
+        assert regime(**scaling) == phase
+        assert pace(**scaling) == speed
+        growths, speeds = [], []
+        for width in (10, 10_000):
+            values = {"lr_u": 1.0, "lr_w": 1.0} | {k: float(width) ** v for k, v in scaling.items()}
+            half = torch.ones(width // 2).double()
+            signs = torch.cat([half, -half])
+            options = {k: values[k] for k in ("output_scale", "lr_u", "lr_w")}
+            model = SolvableModel(
+                values["var_u"] ** 0.5 * signs, values["var_w"] ** 0.5 * signs.abs(), **options
+            )
+            growths.append(model.growth)
+            speeds.append(model.at(torch.zeros(1)).kernel.item())
+        if phase == "mixed":
+            assert growths[1] == pytest.approx(growths[0])
+        elif phase == "kernel":
+            assert growths[1] - 1 < (growths[0] - 1) / 50
+        else:
+            assert growths[1] > 50 * growths[0]
+        change = math.log10(speeds[1] / speeds[0])
+        assert {"steady": abs(change) < 0.01, "unstable": change > 1, "frozen": change < -1}[speed]
