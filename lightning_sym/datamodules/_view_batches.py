@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -9,7 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, DistributedSampler
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
+from typing_extensions import override
 
 from lightning_sym.datamodules.augment.parameters import ViewParameters, draw
 from lightning_sym.datamodules.augment.recipes import ViewRecipe
@@ -52,7 +54,8 @@ class Drawing:
 class EpochSampler(DistributedSampler):
     """This rank's share of an epoch's order, which depends on seed and epoch; yields (epoch, index).
 
-    ``epoch`` is fixed at -1 for data that should look the same each time.
+    ``epoch`` is fixed at -1 for data that should look the same each time. ``start`` samples are left
+    out at the beginning of one pass.
     """
 
     def __init__(self, size: int, *, seed: int, ranks: int, rank: int, shuffle: bool, keep: int) -> None:
@@ -65,15 +68,49 @@ class EpochSampler(DistributedSampler):
             drop_last=shuffle and size >= ranks,
         )
         self.keep = min(keep, self.num_samples)
+        self.start = 0
 
     def __len__(self) -> int:
         return self.keep
 
     def __iter__(self) -> Iterator[Any]:
         epoch = self.epoch if self.shuffle else -1
-        for count, index in enumerate(super().__iter__()):
-            if count < self.keep:
-                yield epoch, index
+        start, self.start = self.start, 0
+        for index in itertools.islice(super().__iter__(), start, self.keep):
+            yield epoch, index
+
+
+class ResumableLoader(DataLoader["RawBatch"]):
+    """A loader whose state is how far it got in which epoch: a resumed run goes on from there.
+
+    A pass begins with its first batch, not with ``iter``: a trainer that resumes asks for the iterator
+    before it tells the sampler the epoch, and workers would read ahead in the wrong one.
+    """
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._given = 0
+        self._resume: dict[str, int] | None = None
+
+    @override
+    def __iter__(self) -> Iterator[RawBatch]:  # type: ignore[override]
+        sampler = self.sampler
+        resume, self._resume = self._resume, None
+        self._given = 0
+        if resume is not None and resume["epoch"] == getattr(sampler, "epoch", None):
+            self._given = resume["batches"]
+            sampler.start = self._given * (self.batch_size or 1)  # type: ignore[attr-defined]
+        for batch in super().__iter__():
+            self._given += 1
+            yield batch
+
+    def state_dict(self) -> dict[str, int]:
+        """Return the epoch and how many of its batches have been handed out."""
+        return {"epoch": getattr(self.sampler, "epoch", 0), "batches": self._given}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Have the next pass leave out what the stored one handed out, if it is of the same epoch."""
+        self._resume = {name: int(state_dict[name]) for name in ("epoch", "batches")}
 
 
 class RawImages(Dataset[RawBatch]):
@@ -95,16 +132,20 @@ class RawImages(Dataset[RawBatch]):
     def __len__(self) -> int:
         return len(self.data)
 
-    def __getitem__(self, ticket: Ticket) -> RawBatch:
+    def __getitem__(self, ticket: Ticket | int) -> RawBatch:
         return self.__getitems__([ticket])
 
-    def __getitems__(self, tickets: Sequence[Ticket]) -> RawBatch:
-        """Return one batch; torch's fetcher calls this instead of collating single samples."""
+    def __getitems__(self, tickets: Sequence[Ticket | int]) -> RawBatch:
+        """Return one batch; torch's fetcher calls this instead of collating single samples.
+
+        A bare index (a trainer that overfits batches brings its own sampler) is seen the same each time.
+        """
+        told = [ticket if isinstance(ticket, tuple) else (-1, ticket) for ticket in tickets]
         images: list[Tensor] = []
         labels: list[int] = []
         kept: list[int] = []
         failed: list[tuple[str, str]] = []
-        for _, wanted in tickets:
+        for _, wanted in told:
             for step in range(len(self.data) if self.replace else 1):
                 index = (wanted + step) % len(self.data)
                 try:
@@ -119,7 +160,7 @@ class RawImages(Dataset[RawBatch]):
                 kept.append(index)
                 break
         sizes = torch.tensor([x.shape[1:] for x in images], dtype=torch.int64).view(-1, 2)
-        index_B, epoch = torch.tensor(kept, dtype=torch.int64), tickets[0][0]
+        index_B, epoch = torch.tensor(kept, dtype=torch.int64), told[0][0]
         views = self._views(images, index_B, sizes, epoch) if self.drawing is not None and images else []
         stacked = torch.empty(0, dtype=torch.uint8) if views or not images else _padded(images, sizes)
         return RawBatch(

@@ -16,7 +16,14 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from typing_extensions import override
 
-from lightning_sym.datamodules._view_batches import Drawing, EpochSampler, RawBatch, RawImages, check_corrupt
+from lightning_sym.datamodules._view_batches import (
+    Drawing,
+    EpochSampler,
+    RawBatch,
+    RawImages,
+    ResumableLoader,
+    check_corrupt,
+)
 from lightning_sym.datamodules.augment.recipes import ViewRecipe, make_recipe, unknown
 from lightning_sym.datamodules.augment.resample import crop_resize
 from lightning_sym.datamodules.augment.views import make_views
@@ -261,7 +268,7 @@ class MultiViewDataModule(LightningDataModule):
         return self._read(self._images(data, views=True), sampler, drop_last=train)
 
     def _read(self, images: RawImages, sampler: Any, *, drop_last: bool) -> DataLoader[RawBatch]:
-        return DataLoader(
+        return ResumableLoader(
             images,
             batch_size=self.batch_size,
             sampler=sampler,

@@ -150,20 +150,49 @@ def test_two_gloo_ranks_fit():
     fit(data, strategy="ddp_fork", devices=2, max_epochs=1)
 
 
-def test_a_resumed_run_sees_what_it_would_have_seen(tmp_path):
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize(
+    "stop", [1, 3, 4, 6, 8]
+)  # 4 batches an epoch: within one, at an end, within the next
+def test_a_resumed_run_sees_what_it_would_have_seen(stop, workers, tmp_path):
+    def make():
+        return MultiViewDataModule(Noise(), batch_size=8, num_workers=workers)
+
+    class Saver(Recorder):
+        def on_train_batch_end(self, *_):
+            if self.trainer.global_step == stop:
+                self.trainer.save_checkpoint(tmp_path / "last.ckpt")
+
+    through, _ = fit(make(), Saver(), max_epochs=3)
+    assert len(through.seen) == 12
+    torch.manual_seed(99)
+    resumed, _ = fit(make(), max_epochs=3, ckpt=tmp_path / "last.ckpt")
+    assert_same_batches(resumed.seen, through.seen[stop:])
+
+
+def test_a_run_of_partial_epochs_resumes_at_the_start_of_the_next(tmp_path):
     def make():
         return MultiViewDataModule(Noise(), batch_size=8)
 
-    through, _ = fit(make())
-    _, trainer = fit(make(), max_epochs=1)
+    through, _ = fit(make(), limit_train_batches=3)
+    _, trainer = fit(make(), limit_train_batches=3, max_epochs=1)
     trainer.save_checkpoint(tmp_path / "last.ckpt")
-    torch.manual_seed(99)
-    resumed, _ = fit(make(), ckpt=tmp_path / "last.ckpt")
-    second = through.seen[len(through.seen) // 2 :]
-    assert len(resumed.seen) == len(second)
-    for (views, labels), (again, other) in zip(second, resumed.seen, strict=True):
+    resumed, _ = fit(make(), limit_train_batches=3, ckpt=tmp_path / "last.ckpt")
+    assert_same_batches(resumed.seen, through.seen[3:])
+
+
+def assert_same_batches(seen, expected):
+    assert len(seen) == len(expected)
+    for (views, labels), (again, other) in zip(seen, expected, strict=True):
         assert torch.equal(labels, other)
         assert all(torch.equal(a, b) for a, b in zip(views, again, strict=True))
+
+
+@pytest.mark.filterwarnings("ignore:You requested to overfit")
+def test_overfitting_a_batch_shows_the_same_views_each_time():
+    module, _ = fit(MultiViewDataModule(Noise(), batch_size=8), overfit_batches=1, limit_val_batches=0)
+    assert len(module.seen) == 2
+    assert_same_batches(module.seen[:1], module.seen[1:])
 
 
 def write(folder, n, seed=0):
