@@ -47,6 +47,13 @@ from lightning_sym.functional.rank import (
     participation_ratio_from_covariance as participation_ratio_from_covariance,
     stable_rank as stable_rank,
 )
+from lightning_sym.functional.tangent import (
+    CountSketch as CountSketch,
+    KernelMove as KernelMove,
+    kernel_move as kernel_move,
+    layer_alignment as layer_alignment,
+    tangent_kernel as tangent_kernel,
+)
 from lightning_sym.functional.units import (
     dead_fraction as dead_fraction,
     distinct_units as distinct_units,
