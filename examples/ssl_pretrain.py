@@ -16,7 +16,7 @@ from typing import Any
 import lightning.pytorch as pl
 from _data import add_data_arguments, load_images
 from _report import save, spread, table
-from _views import TwoViews
+from _views import fixed_pair, two_views
 from matplotlib.figure import Figure
 
 from lightning_sym.callbacks import EigenmodeMonitor, KNNProbe, LinearProbe
@@ -30,7 +30,7 @@ def run(args: argparse.Namespace, seed: int) -> dict[str, Any]:
     pl.seed_everything(seed, verbose=False)
     train = load_images(args.data, smoke=args.smoke).take(args.images, seed=seed)
     test = load_images(args.data, smoke=args.smoke, train=False).take(args.test_images, seed=seed)
-    data = TwoViews(train, test, batch_size=args.batch_size, seed=seed)
+    data = two_views(train, test, seed=seed, batch_size=args.batch_size, recipe=args.recipe)
     module: JointEmbedding = METHODS[args.method](
         args.backbone,
         small_images=args.small_images,
@@ -43,11 +43,12 @@ def run(args: argparse.Namespace, seed: int) -> dict[str, Any]:
     every = max(1, args.epochs // 5)
     knn = KNNProbe(every_n_epochs=every, strict=True)
     linear = LinearProbe(every_n_epochs=every, strict=True)
-    modes = EigenmodeMonitor(data=data.pair(args.batch_size, seed=7), picture=False, strict=True)
+    modes = EigenmodeMonitor(data=fixed_pair(data, args.batch_size), picture=False, strict=True)
     trainer = pl.Trainer(
         max_epochs=args.epochs,
         logger=pl.loggers.TensorBoardLogger(args.out) if args.log else False,
         callbacks=[knn, linear, modes],
+        limit_val_batches=0,
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
@@ -97,6 +98,7 @@ def main() -> None:
     )
     parser.add_argument("--small-images", action="store_true", help="a ResNet's stem for small images")
     parser.add_argument("--projector", type=int, nargs="+", default=[512, 512, 256])
+    parser.add_argument("--recipe", default="simclr", help="of the views")
     parser.add_argument("--images", type=int, default=20000)
     parser.add_argument("--test-images", type=int, default=2000)
     parser.add_argument("--epochs", type=int, default=8)

@@ -4,7 +4,9 @@ Simon et al. (2023) find the staircase of the linear model in ResNets under Barl
 VICReg from a small initialisation. Here: the eigenvalues of the views' cross-covariance on a fixed set
 of images over training, each mode dated by half of its own final size (the losses fix different
 scales), and how much the modes come one at a time. Barlow Twins weighs off-diagonal entries by one, as
-the theory does: the paper's 0.005 belongs to 8192 dimensions.
+the theory does: the paper's 0.005 belongs to 8192 dimensions. For the same reason there are two VICRegs:
+``vicreg`` with its paper's weights (25, 25, 1), which belong to 8192 dimensions as well, and
+``vicreg_even``, whose covariance weighs as much as the rest (25, 25, 25).
 
     python examples/stepwise_resnet.py --data CIFAR10            # minutes on a CPU
     python examples/stepwise_resnet.py --data CIFAR10 --small-images --images 50000 --batch-size 512 \
@@ -21,9 +23,10 @@ from typing import Any
 
 import lightning.pytorch as pl
 import numpy as np
+import torch
 from _data import add_data_arguments, load_images
 from _report import save, spread, table
-from _views import TwoViews
+from _views import fixed_pair, two_views
 from matplotlib.figure import Figure
 
 from lightning_sym.callbacks import EigenmodeMonitor
@@ -35,6 +38,7 @@ from lightning_sym.observe import LogSpaced
 LOSSES: dict[str, Any] = {
     "barlow_twins": lambda: BarlowTwinsLoss(off_diagonal=1.0, eps=1e-12),
     "vicreg": VICRegLoss,
+    "vicreg_even": lambda: VICRegLoss(covariance=25.0),
     "simclr": SimCLRLoss,
 }
 
@@ -43,7 +47,7 @@ def run(args: argparse.Namespace, name: str, seed: int) -> dict[str, Any]:
     """Train one network; return its staircase."""
     pl.seed_everything(seed, verbose=False)
     images = load_images(args.data, smoke=args.smoke).take(args.images, seed=seed)
-    data = TwoViews(images, images.take(10, seed=0), batch_size=args.batch_size, seed=seed)
+    data = two_views(images, images.take(10, seed=0), seed=seed, batch_size=args.batch_size)
     module = JointEmbedding(
         LOSSES[name](),
         args.backbone,
@@ -58,7 +62,7 @@ def run(args: argparse.Namespace, name: str, seed: int) -> dict[str, Any]:
     )
     monitor = EigenmodeMonitor(
         every_n_steps=LogSpaced(16),
-        data=data.pair(args.samples, seed=7),
+        data=fixed_pair(data, args.samples),
         modes=args.dimensions,
         picture=False,
         strict=True,
@@ -67,6 +71,7 @@ def run(args: argparse.Namespace, name: str, seed: int) -> dict[str, Any]:
         max_steps=args.steps,
         max_epochs=-1,
         logger=False,
+        limit_val_batches=0,
         callbacks=[monitor],
         enable_checkpointing=False,
         enable_progress_bar=False,
@@ -77,8 +82,8 @@ def run(args: argparse.Namespace, name: str, seed: int) -> dict[str, Any]:
     spectra = monitor.eigenvalues
     # A mode counts as learned if it has grown tenfold since the start and is not negligible at the end.
     final, first = spectra[-1], spectra[0].clamp_min(0)
-    learned = int(((final >= 10 * first) & (final >= 0.05 * final[0])).sum())
-    followed = max(1, learned)
+    grown = ((final >= 10 * first) & (final >= 0.05 * final[0])).nonzero().flatten()
+    stepped = step_likeness(spectra[:, grown], final=final[grown]) if len(grown) else torch.zeros(())
     return {
         "loss": name,
         "seed": seed,
@@ -86,14 +91,13 @@ def run(args: argparse.Namespace, name: str, seed: int) -> dict[str, Any]:
         "lr": args.lr[list(LOSSES).index(name)],
         "seconds": time.perf_counter() - began,
         "final_loss": float(trainer.callback_metrics["train_loss"]),
-        "learned": learned,
-        "grown": [
-            j + 1 for j in range(len(final)) if final[j] >= 10 * first[j] and final[j] >= 0.05 * final[0]
-        ],
+        "diverged": not bool(final.isfinite().all()),
+        "learned": len(grown),
+        "grown": [int(j) + 1 for j in grown],
         "past_half_of_the_largest": int((final >= final[0] / 2).sum()),
-        "dates": [float(d) for d in monitor.dates(own=True)],
-        "step_likeness": float(step_likeness(spectra[:, :followed], final=final[:followed])),
-        "step_likeness_if_together": 1 / followed,
+        "dates": [float(date) if date.isfinite() else None for date in monitor.dates(own=True)],
+        "step_likeness": float(stepped),
+        "step_likeness_if_together": 1 / max(1, len(grown)),
         "rank": {x: monitor.history[-1][f"eigenmodes/{x}/rank"] for x in ("representation", "embedding")},
         "first": spectra[0].tolist(),
         "last": final.tolist(),
@@ -102,26 +106,35 @@ def run(args: argparse.Namespace, name: str, seed: int) -> dict[str, Any]:
 
 
 def draw(runs: list[dict[str, Any]]) -> Figure:
-    """Return one column a loss: eigenvalues over steps, as they are and as shares of their last."""
-    figure = Figure(figsize=(3.6 * len(runs), 5.6), layout="constrained")
-    panels = figure.subplots(2, len(runs), sharex=True, squeeze=False)
-    for column, each in enumerate(runs):
-        steps, values = (np.array(each["curves"][key]) for key in ("steps", "eigenvalues"))
-        above, below = panels[0][column], panels[1][column]
-        for j in range(values.shape[1]):
-            above.plot(
-                steps, np.where(values[:, j] > 0, values[:, j], np.nan), color=f"C{j % 10}", linewidth=1.2
+    """Return one column a loss: the first seed's eigenvalues and their shares; each seed's count of modes."""
+    losses = list(dict.fromkeys(each["loss"] for each in runs))
+    figure = Figure(figsize=(3.2 * len(losses), 7.2), layout="constrained")
+    panels = figure.subplots(3, len(losses), sharex=True, squeeze=False)
+    for (above, middle, below), name in zip(panels.T, losses, strict=True):
+        own = [each for each in runs if each["loss"] == name]
+        steps, values = (np.array(own[0]["curves"][key]) for key in ("steps", "eigenvalues"))
+        for j, curve in enumerate(values.T):
+            colour = f"C{j % 10}"
+            above.plot(steps, np.where(curve > 0, curve, np.nan), color=colour, linewidth=1.2)
+            if j + 1 in own[0]["grown"]:
+                middle.plot(steps, curve / curve[-1], color=colour, linewidth=1.2)
+                middle.axvline(own[0]["dates"][j], color=colour, linewidth=0.7, linestyle=":")
+        for each in own:
+            dates = sorted(each["dates"][j - 1] for j in each["grown"])
+            label = f"seed {each['seed']}"
+            below.step(
+                [1, *dates, steps[-1]], [*range(len(dates) + 1), len(dates)], where="post", label=label
             )
-            if j + 1 in each["grown"]:
-                below.plot(steps, values[:, j] / values[-1, j], color=f"C{j % 10}", linewidth=1.2)
-                below.axvline(each["dates"][j], color=f"C{j % 10}", linewidth=0.7, linestyle=":")
-        above.set_title(each["loss"], fontsize=9)
+        above.set_title(name, fontsize=9)
         above.set_yscale("log")
+        above.set_ylim(bottom=1e-5)
         above.set_xscale("log")
+        middle.set_ylim(-0.05, 1.6)
+        below.set_ylim(-0.2, values.shape[1] + 0.2)
         below.set_xlabel("optimizer steps")
-        below.set_ylim(-0.05, 1.6)
-    panels[0][0].set_ylabel("eigenvalues")
-    panels[1][0].set_ylabel("share of the last (grown modes)")
+        below.legend(frameon=False, fontsize=7, loc="upper left")
+    for row, label in enumerate(("eigenvalues", "share of the last (grown modes)", "modes half learned")):
+        panels[row][0].set_ylabel(label)
     return figure
 
 
@@ -140,22 +153,30 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--init-scale", type=float, default=0.5)
     parser.add_argument(
-        "--lr", type=float, nargs=3, default=[3e-3, 3e-3, 3e-2], help=f"of {', '.join(LOSSES)}"
+        "--lr", type=float, nargs=4, default=[3e-3, 3e-3, 3e-3, 3e-2], help=f"of {', '.join(LOSSES)}"
     )
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     args = parser.parse_args()
     if args.smoke:
         args.backbone, args.images, args.samples, args.steps = "test_resnet", 256, 64, 20
+        args.seeds = args.seeds[:1]
     warnings.filterwarnings("ignore", ".*does not have many workers.*")
-    runs = [run(args, name, seed) for name in args.losses for seed in args.seeds]
+    report(args, [run(args, name, seed) for name in args.losses for seed in args.seeds])
+
+
+def report(args: argparse.Namespace, runs: list[dict[str, Any]]) -> None:
+    """Print the table; write numbers and picture."""
     rows, summary = [], {}
-    for name in args.losses:
+    figure = draw(runs)
+    for name in dict.fromkeys(each["loss"] for each in runs):
         own = [each for each in runs if each["loss"] == name]
-        summary[name] = {key: spread([each[key] for each in own]) for key in ("learned", "step_likeness")}
+        keys = ("learned", "step_likeness", "step_likeness_if_together")
+        summary[name] = {key: spread([each[key] for each in own]) for key in keys}
         dates = ", ".join(f"{own[0]['dates'][j - 1]:.0f}" for j in own[0]["grown"])
-        rows.append([name, *(summary[name][key]["mean"] for key in summary[name]), dates or "none"])
-    print(table(rows, ["loss", "modes learned", "step-likeness", "dated steps (first seed)"]))
-    figure = draw([next(each for each in runs if each["loss"] == name) for name in args.losses])
+        read = (f"{summary[name][key]['mean']:.2f} +- {summary[name][key]['std']:.2f}" for key in keys)
+        rows.append([name, *read, dates or "none"])
+    header = ["loss", "modes learned", "step-likeness", "if together", "dated steps (first seed)"]
+    print(table(rows, header))
     for each in runs:
         del each["curves"]
     config = {k: v for k, v in vars(args).items() if k not in ("data", "out")}
