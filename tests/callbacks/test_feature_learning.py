@@ -1,0 +1,199 @@
+"""FeatureLearningMonitor: against single derivatives, the solved model, ranks, resumption, silence."""
+
+import json
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from lightning_sym.callbacks import FeatureLearningMonitor
+from lightning_sym.modules import SolvableNetwork
+from tests.models import Classifier, convnet, images, mlp, trainer
+
+
+def data(n=24, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(n, 4, generator=generator), torch.randint(0, 3, (n,), generator=generator)
+
+
+def fit(module, *callbacks, loader=None, ckpt_path=None, **options):
+    run = trainer(callbacks=list(callbacks), **{"max_epochs": 3, **options})
+    run.fit(module, loader or DataLoader(TensorDataset(*data()), 8), ckpt_path=ckpt_path)
+    return run
+
+
+def classifier(**settings):
+    torch.manual_seed(0)
+    return Classifier(mlp(4, 9, 7, 3, act=nn.ReLU), **settings)
+
+
+def loop_kernel(net, x):
+    """Exact kernel, one derivative after the other."""
+    rows = []
+    for sample in x:
+        for output in range(3):
+            grads = torch.autograd.grad(net(sample[None])[0, output], list(net.parameters()))
+            rows.append(torch.cat([g.flatten() for g in grads]).double())
+    kernel = torch.zeros(len(x), len(x)).double()
+    for n in range(len(x)):
+        for m in range(len(x)):
+            for output in range(3):
+                kernel[n, m] += rows[3 * n + output] @ rows[3 * m + output] / 3
+    return kernel
+
+
+def test_readings_are_those_of_single_derivatives():
+    module = classifier(lr=0.5)
+    x = data(6, seed=1)[0]
+    weights = [p.detach().clone() for p in module.parameters()]
+    before = loop_kernel(module.net, x)
+    monitor = FeatureLearningMonitor(every_n_steps=100, data=x, samples=5, strict=True)
+    fit(module, monitor, max_steps=1)
+    after = loop_kernel(module.net, x)[:5, :5]
+    before = before[:5, :5]
+    row = monitor.history[-1]
+    change = (after - before).norm() / before.norm()
+    assert row["feature_learning/kernel_change"] == pytest.approx(float(change), rel=1e-4)
+    cosine = (after * before).sum() / after.norm() / before.norm()
+    assert row["feature_learning/kernel_cosine"] == pytest.approx(float(cosine), rel=1e-5)
+    assert row["feature_learning/kernel_growth"] == pytest.approx(float(after.trace() / before.trace()))
+    new = [p.detach() for p in module.parameters()]
+    moved = sum(float((a - b).square().sum()) for a, b in zip(new, weights, strict=True)) ** 0.5
+    size = sum(float(b.square().sum()) for b in weights) ** 0.5
+    assert row["feature_learning/weight_change"] == pytest.approx(moved / size, rel=1e-4)
+    layer = float((new[2] - weights[2]).norm() / weights[2].norm())
+    assert row["feature_learning/net.2/weight_change"] == pytest.approx(layer, rel=1e-4)
+    hidden = module.net[:2](x[:5]).detach()
+    aligned = float((hidden @ new[2].T).norm() / hidden.norm() / new[2].norm())
+    assert row["feature_learning/net.2/alignment"] == pytest.approx(aligned, rel=1e-4)
+    norms = 1.0
+    for i in (0, 2, 4):
+        norms *= float(new[i].norm() / weights[i].norm())
+    assert row["feature_learning/norms"] == pytest.approx(norms ** (2 / 3), rel=1e-4)
+    both = [row[f"feature_learning/net.{i}/alignment"] for i in (2, 4)]
+    assert row["feature_learning/alignment"] == pytest.approx(sum(both) / 2)
+
+
+def test_a_sketch_reads_nearly_the_same():
+    seen = []
+    for options in ({"sketch": None}, {"sketch": 4000}):
+        torch.manual_seed(0)
+        module = Classifier(mlp(4, 300, 40, 3, act=nn.ReLU), lr=0.3)
+        monitor = FeatureLearningMonitor(every_n_steps=100, strict=True, **options)
+        fit(module, monitor, max_steps=9)
+        seen.append(monitor.history[-1])
+    assert seen[0] != seen[1]
+    for key in ("weight_change", "kernel_cosine", "kernel_growth", "net.2/weight_change"):
+        name = f"feature_learning/{key}"
+        assert seen[1][name] == pytest.approx(seen[0][name], rel=0.05), key
+
+
+CASES = {
+    "kernel": ({"output_scale": 400**-0.5}, "kernel", "none"),
+    "mixed": ({"output_scale": 1 / 400, "lr_u": 400.0, "lr_w": 100.0}, "mixed", "alignment"),
+    "small": ({"output_scale": 1 / 400, "var_u": 0.01, "var_w": 0.01}, "rich", "alignment"),
+    "too large": ({"output_scale": 4 / 400, "alignment": 0.9}, "mixed", "disalignment"),
+    "aligned": ({"output_scale": 1 / 400, "var_u": 0.1, "var_w": 0.1, "alignment": 1.0}, "rich", "rescaling"),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_solved_model_is_read_as_solved(name):
+    options, verdict, mechanism = CASES[name]
+    module = SolvableNetwork(400, pace=0.05, **options)
+    x, y = torch.tensor([[1.0], [-1.0]]).double(), torch.tensor([1.0, -1.0]).double()
+    solution = module.solution(x, y=y)
+    monitor = FeatureLearningMonitor(every_n_steps=600, by_rate=True, sketch=None, strict=True)
+    fit(module, monitor, loader=DataLoader(TensorDataset(x, y), 2), max_steps=600, max_epochs=-1)
+    row = monitor.history[-1]
+    assert (monitor.verdict, monitor.mechanism) == (verdict, mechanism)
+    assert row["feature_learning/kernel_growth"] == pytest.approx(solution.growth, rel=0.02)
+    assert row["feature_learning/kernel_change"] == pytest.approx(
+        abs(solution.growth - 1), abs=0.02, rel=0.02
+    )
+    start, end = solution.at(torch.tensor([0.0, torch.inf])).alignment.abs().tolist()
+    assert row["feature_learning/alignment"] == pytest.approx(end, rel=0.02, abs=0.01)
+    assert monitor._start["alignment"]["readout"] == pytest.approx(start, abs=1e-6)
+    norms = solution.at(torch.tensor([0.0, torch.inf])).norms
+    assert row["feature_learning/norms"] == pytest.approx(float(norms[1] / norms[0]), rel=0.02)
+
+
+def test_a_run_with_the_monitor_is_bitwise_the_run_without():
+    states = []
+    for callbacks in ([], [FeatureLearningMonitor(every_n_steps=1, samples=4, strict=True)]):
+        torch.manual_seed(0)
+        module = Classifier(convnet(), momentum=0.9)
+        fit(module, *callbacks, loader=images(shuffle=True))
+        states.append(([*module.state_dict().values(), *module.losses], torch.get_rng_state()))
+        hooks = [h for child in module.modules() for h in child._forward_hooks]
+        assert hooks == []
+    assert torch.equal(states[0][1], states[1][1])
+    assert all(torch.equal(a, b) for a, b in zip(states[0][0], states[1][0], strict=True))
+
+
+def test_accumulation_starts_before_the_first_step():
+    monitor = FeatureLearningMonitor(every_n_steps=1, strict=True)
+    fit(classifier(), monitor, accumulate_grad_batches=3)
+    assert [row["step"] for row in monitor.history] == [1, 2, 3]
+    assert monitor.history[0]["feature_learning/weight_change"] > 0
+
+
+def test_resuming_compares_with_the_first_start(tmp_path):
+    whole = FeatureLearningMonitor(every_n_steps=1, strict=True)
+    fit(classifier(), whole, max_epochs=4)
+    first = FeatureLearningMonitor(every_n_steps=1, strict=True)
+    fit(classifier(), first, max_epochs=2).save_checkpoint(tmp_path / "c.ckpt")
+    second = FeatureLearningMonitor(every_n_steps=1, strict=True)
+    fit(classifier(), second, max_epochs=4, ckpt_path=tmp_path / "c.ckpt")
+    assert second.history == whole.history
+    fit(classifier(), second, max_epochs=1)  # another run has a start of its own
+    assert second.history[-3:] == whole.history[:3]
+
+
+def test_two_ranks_read_what_one_reads(tmp_path):
+    class Dump(FeatureLearningMonitor):
+        def on_train_end(self, trainer, pl_module):
+            file = tmp_path / f"{trainer.world_size}-{trainer.global_rank}.json"
+            file.write_text(json.dumps(self.history))
+
+    options = {"every_n_steps": 1, "samples": 16, "strict": True}
+    fit(classifier(), Dump(**options), loader=DataLoader(TensorDataset(*data()), 24), max_epochs=2)
+    loader = DataLoader(TensorDataset(*data()), 12)
+    fit(classifier(), Dump(**options), loader=loader, max_epochs=2, devices=2, strategy="ddp_fork")
+    one, a, b = (json.loads((tmp_path / name).read_text()) for name in ("1-0.json", "2-0.json", "2-1.json"))
+    assert a == b
+    for row, expected in zip(a, one, strict=True):
+        assert row.keys() == expected.keys()
+        assert row["feature_learning/weight_change"] == pytest.approx(
+            expected["feature_learning/weight_change"], rel=1e-3
+        )
+
+
+def test_words_reach_loggers_that_take_text(tmp_path):
+    from lightning.pytorch.loggers import TensorBoardLogger
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    fit(classifier(), FeatureLearningMonitor(strict=True), logger=TensorBoardLogger(tmp_path))
+    events = EventAccumulator(str(next(tmp_path.rglob("events*"))))
+    events.Reload()
+    assert any("feature_learning/summary" in tag for tag in events.Tags()["tensors"])
+    assert "feature_learning/kernel_change" in events.Tags()["scalars"]
+
+
+def test_bad_input_is_named():
+    for options, message in (
+        ({"samples": 0}, "samples must be at least 1, got 0"),
+        ({"sketch": 0}, "sketch must be at least 1, got 0"),
+        ({"kernel_below": 2.0}, "kernel_below must be positive and at most rich_above, got 2.0 and 1.0"),
+        ({"tolerance": 0.0}, r"tolerance must be in \(0, 1\), got 0.0"),
+        ({"data": torch.ones(0, 3)}, "data must hold a sample"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            FeatureLearningMonitor(**options)
+    with pytest.raises(TypeError, match="forward='features' is not a method of Classifier"):
+        fit(classifier(), FeatureLearningMonitor(forward="features"))
+    with pytest.raises(TypeError, match="must find a tensor in a batch, got list; pass data"):
+        fit(classifier(), FeatureLearningMonitor(inputs=lambda batch: [batch], strict=True))
+    with pytest.warns(UserWarning, match="FeatureLearningMonitor failed"):
+        fit(classifier(), FeatureLearningMonitor(inputs=lambda batch: [batch]), max_steps=1)
