@@ -134,6 +134,8 @@ class MultiViewDataModule(LightningDataModule):
         self._mean, self._std = mean, std
         self.skipped: dict[str, str] = {}
         self._splits: Splits | None = None
+        self._training: ResumableLoader | None = None
+        self._resume: dict[str, int] | None = None
 
     @override
     def prepare_data(self) -> None:
@@ -174,7 +176,29 @@ class MultiViewDataModule(LightningDataModule):
     @override
     def train_dataloader(self) -> DataLoader[RawBatch]:
         """Return the loader of raw batches; the trainer has this module make views of them."""
-        return self._loader(self._opened().train, train=True)
+        self._training = self._loader(self._opened().train, train=True)
+        if self._resume is not None:
+            self._training.load_state_dict(self._resume)
+        return self._training
+
+    # The loader has a state of its own, but a trainer that was asked for its number of steps while the
+    # optimizers were made has set its loaders up by then, and does not restore them.
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        """Return how far the training loader got."""
+        return {} if self._training is None else {"training": self._training.state_dict()}
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Have the training loader, made or yet to be made, go on from there."""
+        self._resume = state_dict.get("training")
+        if self._training is not None and self._resume is not None:
+            self._training.load_state_dict(self._resume)
+
+    @override
+    def teardown(self, stage: str | None = None) -> None:
+        self._resume = None  # it was of this run
 
     @override
     def val_dataloader(self) -> DataLoader[RawBatch]:
@@ -258,7 +282,7 @@ class MultiViewDataModule(LightningDataModule):
             drawing=self.drawing if views and self.backend == "torchvision" else None,
         )
 
-    def _loader(self, data: Any, *, train: bool) -> DataLoader[RawBatch]:
+    def _loader(self, data: Any, *, train: bool) -> ResumableLoader:
         ranks, rank = self._ranks()
         share = len(data) // ranks if train else -(-len(data) // ranks)
         lonely = not train and share % self.batch_size == 1
@@ -267,7 +291,7 @@ class MultiViewDataModule(LightningDataModule):
         )
         return self._read(self._images(data, views=True), sampler, drop_last=train)
 
-    def _read(self, images: RawImages, sampler: Any, *, drop_last: bool) -> DataLoader[RawBatch]:
+    def _read(self, images: RawImages, sampler: Any, *, drop_last: bool) -> ResumableLoader:
         return ResumableLoader(
             images,
             batch_size=self.batch_size,

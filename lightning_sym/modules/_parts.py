@@ -80,6 +80,26 @@ def projector(features: int, widths: Sequence[int], *, last_norm: bool = False) 
     return nn.Sequential(*layers)
 
 
+def synchronised(module: nn.Module) -> nn.Module:
+    """Return the module with batch statistics of all ranks, parameters and fused activations as before."""
+    from timm.layers import convert_sync_batchnorm
+
+    return convert_sync_batchnorm(module)
+
+
+def ignored_activations(module: nn.Module) -> list[str]:
+    """Return the names of normalisations whose activation is no longer applied.
+
+    timm fuses activations into batch normalisations; torch's conversion to ``SyncBatchNorm`` keeps
+    them as children that its forward pass does not call.
+    """
+    return [
+        name
+        for name, child in module.named_modules()
+        if type(child) is nn.SyncBatchNorm and any(True for _ in child.children())
+    ]
+
+
 def optimizer(
     kind: str | type[torch.optim.Optimizer],
     parameters: Iterable[tuple[str, nn.Parameter]],

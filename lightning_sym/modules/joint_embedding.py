@@ -24,9 +24,9 @@ class JointEmbedding(LightningModule):
     """A LightningModule that pulls the embeddings of a sample's views together.
 
     A batch is ``(views, labels)`` with ``views`` a list of two or more ``[B, C, H, W]``; labels are
-    not used. With more than two views the loss is the mean over all pairs. Works with
-    ``Trainer(sync_batchnorm=True)``, in any precision and on any number of ranks: the loss is of the
-    global batch.
+    not used. With more than two views the loss is the mean over all pairs. Works in any precision and
+    on any number of ranks: the loss is of the global batch, and with ``sync_batchnorm`` the statistics
+    are too.
 
     Args:
         loss: the loss of two embeddings ``[B, D]``.
@@ -45,14 +45,17 @@ class JointEmbedding(LightningModule):
         init_scale: multiplies every parameter once at the start. Below one it sharpens the steps in
             which dimensions are learned; layers followed by a normalisation do not feel it.
         joint_forward: one forward pass of all views, so that they share their batch statistics.
-        compile: run the backbone compiled.
+        compile: run the backbone compiled; a mapping is passed to ``torch.compile``.
+        sync_batchnorm: batch statistics of all ranks (on GPUs). ``Trainer(sync_batchnorm=True)`` does
+            the same for a ResNet, but loses the activations that many other timm models fuse into
+            their normalisation; it is refused with those.
         rank_check: what to do about a batch whose centred embeddings cannot have full rank
             (global batch size minus one below D) under a loss that asks for it: the papers
             train like this themselves (2048 samples, 8192 dimensions), hence a warning by default.
 
     Raises:
         ValueError: if a name or a size is wrong; before training starts, if batches have one
-            sample, or for ``rank_check="error"``.
+            sample, for ``rank_check="error"``, or if the trainer has taken activations away.
     """
 
     base_lr: ClassVar[float] = 0.2
@@ -75,7 +78,8 @@ class JointEmbedding(LightningModule):
         final_lr_share: float = 0.0,
         init_scale: float = 1.0,
         joint_forward: bool = False,
-        compile: bool = False,
+        compile: bool | Mapping[str, Any] = False,
+        sync_batchnorm: bool = False,
         rank_check: Literal["warn", "error", "off"] = "warn",
     ) -> None:
         super().__init__()
@@ -90,13 +94,14 @@ class JointEmbedding(LightningModule):
             raise ValueError("features must be given with a backbone that is a module, got None")
         else:
             self.backbone, width = backbone, features
-        self.projector = _parts.projector(width, projector)
+        self.projector: torch.nn.Module = _parts.projector(width, projector)
         self.dimensions = projector[-1] if len(projector) else width
         self.optimizer = optimizer
         self.optimizer_options = dict(optimizer_options or {})
         self.lr, self.weight_decay = lr, weight_decay
         self.warmup_epochs, self.schedule, self.final_lr_share = warmup_epochs, schedule, final_lr_share
-        self.joint_forward, self.compile_backbone, self.rank_check = joint_forward, compile, rank_check
+        self.joint_forward, self.rank_check = joint_forward, rank_check
+        self.compile_backbone, self.sync_batchnorm = compile, sync_batchnorm
         with torch.no_grad():
             for parameter in self.parameters():
                 parameter.mul_(init_scale)
@@ -137,8 +142,22 @@ class JointEmbedding(LightningModule):
 
     @override
     def setup(self, stage: str) -> None:
-        if self.compile_backbone and stage == "fit":
-            self.backbone.compile()  # in place: names in checkpoints stay as they are
+        if stage != "fit":
+            return
+        if self.sync_batchnorm:
+            self.backbone, self.projector = map(_parts.synchronised, (self.backbone, self.projector))
+        if self.compile_backbone is not False:
+            options = {} if self.compile_backbone is True else self.compile_backbone
+            self.backbone.compile(**options)  # in place: names in checkpoints stay as they are
+
+    @override
+    def on_fit_start(self) -> None:
+        lost = _parts.ignored_activations(self)
+        if lost:
+            raise ValueError(
+                f"Trainer(sync_batchnorm=True) took the activations of {len(lost)} fused normalisations, "
+                f"{lost[0]!r} the first; give the module sync_batchnorm=True instead"
+            )
 
     @override
     def configure_optimizers(self) -> Any:

@@ -181,6 +181,29 @@ def test_a_run_of_partial_epochs_resumes_at_the_start_of_the_next(tmp_path):
     assert_same_batches(resumed.seen, through.seen[3:])
 
 
+class Counting(Recorder):
+    """Has the loaders made before they are restored."""
+
+    def configure_optimizers(self):
+        assert self.trainer.estimated_stepping_batches == 8
+        return super().configure_optimizers()
+
+
+@pytest.mark.parametrize("kind", [Recorder, Counting])
+def test_one_data_module_serves_a_run_its_resumption_and_another_run(kind, tmp_path):
+    class Saver(kind):
+        def on_train_batch_end(self, *_):
+            if self.trainer.global_step == 2:
+                self.trainer.save_checkpoint(tmp_path / "last.ckpt")
+
+    data = MultiViewDataModule(Noise(), batch_size=8)
+    through, _ = fit(data, Saver())
+    resumed, _ = fit(data, kind(), ckpt=tmp_path / "last.ckpt")
+    assert_same_batches(resumed.seen, through.seen[2:])
+    again, _ = fit(data, kind())
+    assert_same_batches(again.seen, through.seen)
+
+
 def assert_same_batches(seen, expected):
     assert len(seen) == len(expected)
     for (views, labels), (again, other) in zip(seen, expected, strict=True):
