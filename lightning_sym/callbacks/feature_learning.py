@@ -47,6 +47,7 @@ class FeatureLearningMonitor(Probe):
         ``feature_learning/<layer>/alignment``: zeta, :func:`~lightning_sym.functional.layer_alignment` of
             the layer's weight with its input on the probe set, in [0, 1].
         ``feature_learning/alignment``: its mean over the layers that aren't fed by data.
+        ``feature_learning/alignment_change``: the same, less what it was at the start.
         ``feature_learning/norms``: product of the layers' Frobenius norms over that at the start, to the
             power of two over their number (as for two layers).
         ``feature_learning/verdict``: 0, kernel: ``kernel_change`` is below ``kernel_below``; 2, rich: above
@@ -201,6 +202,9 @@ class FeatureLearningMonitor(Probe):
             Reading("feature_learning/weight_change", _change(start["theta"], now["theta"])),
             Reading("feature_learning/norms", ratio),
             Reading("feature_learning/alignment", _inner(now["alignment"])),
+            Reading(
+                "feature_learning/alignment_change", _inner(now["alignment"]) - _inner(start["alignment"])
+            ),
         ]
         for name, weight in now["weights"].items():
             readings.append(

@@ -114,7 +114,8 @@ def test_the_solved_model_is_read_as_solved(name):
     )
     start, end = solution.at(torch.tensor([0.0, torch.inf])).alignment.abs().tolist()
     assert row["feature_learning/alignment"] == pytest.approx(end, rel=0.02, abs=0.01)
-    assert monitor._start["alignment"]["readout"] == pytest.approx(start, abs=1e-6)
+    change = row["feature_learning/alignment_change"]
+    assert row["feature_learning/alignment"] - change == pytest.approx(start, abs=1e-6)
     norms = solution.at(torch.tensor([0.0, torch.inf])).norms
     assert row["feature_learning/norms"] == pytest.approx(float(norms[1] / norms[0]), rel=0.02)
 
