@@ -29,6 +29,13 @@ from lightning_sym.functional.composition import (
     superposition as superposition,
     volume_element as volume_element,
 )
+from lightning_sym.functional.hierarchy import (
+    breaking_distance as breaking_distance,
+    depth_roles as depth_roles,
+    gram_alignment as gram_alignment,
+    loss_phases as loss_phases,
+    unit_clusters as unit_clusters,
+)
 from lightning_sym.functional.nearest_mean import (
     nearest_mean_disagreements as nearest_mean_disagreements,
 )
