@@ -11,6 +11,7 @@ from lightning_sym.callbacks.alignment import AlignmentMonitor
 from lightning_sym.callbacks.base import Monitor
 from lightning_sym.callbacks.collapse import CollapseMonitor
 from lightning_sym.callbacks.plasticity import PlasticityMonitor
+from lightning_sym.callbacks.trainability import Locator
 from lightning_sym.observe.schedule import Schedule
 
 
@@ -20,6 +21,7 @@ def monitors(
     every_n_steps: int | Schedule | None = None,
     layers: str | list[str] | None = None,
     targets: int | str | Callable[[Any], Tensor] | None = None,
+    inputs: Locator = 0,
     strict: bool = False,
 ) -> list[Monitor]:
     """Return a ready list of monitors.
@@ -36,7 +38,8 @@ def monitors(
         preset: ``"light"``, ``"standard"`` or ``"full"``.
         every_n_steps: an interval in optimizer steps, or a schedule, instead of the preset's.
         layers: a glob, or a list of globs, on module names, instead of the preset's choice.
-        targets: where the class labels are in a batch, for neural collapse.
+        targets: where the class labels are in a batch, for neural collapse: an index, a key or a function.
+        inputs: where the module's input is in a batch, for ``full``'s trainability probe, likewise.
         strict: raise what goes wrong inside instead of warning once and going on.
 
     Returns:
@@ -59,8 +62,8 @@ def monitors(
         "strict": strict,
     }
     chosen: list[Monitor] = [
-        CollapseMonitor(targets=targets, histograms=full, **shared),
-        PlasticityMonitor(trainability_steps=50 if full else 0, **shared),
+        CollapseMonitor(targets=targets, inputs=inputs, histograms=full, **shared),
+        PlasticityMonitor(trainability_steps=50 if full else 0, inputs=inputs, **shared),
     ]
     if preset != "light":
         chosen.append(AlignmentMonitor(exponents=full, **shared))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -16,12 +16,20 @@ Locator = int | str | Callable[[Any], Any]
 
 
 def locate(batch: Any, inputs: Locator) -> Any:
-    """Return the module's input from a batch; a batch that is a tensor is its own input."""
+    """Return the module's input from a batch; a batch that is a tensor is its own input.
+
+    Raises:
+        ValueError: if the batch has no such entry.
+    """
     if callable(inputs):
         return inputs(batch)
     if isinstance(batch, Tensor):
         return batch
-    return batch[inputs]
+    try:
+        return batch[inputs]
+    except (KeyError, IndexError, TypeError) as error:
+        entries = f"keys {list(batch)}" if isinstance(batch, Mapping) else f"type {type(batch).__name__}"
+        raise ValueError(f"inputs={inputs!r} is not in the batch of {entries}") from error
 
 
 def fresh_twin(module: nn.Module) -> nn.Module:

@@ -394,6 +394,31 @@ def test_targets_that_are_not_there_are_one_warning():
         trainer(callbacks=[CollapseMonitor(targets=7)]).fit(Classifier(mlp(4, 6, 4)), data)
 
 
+class Words(torch.utils.data.Dataset):
+    """Batches that are dicts, as language models have them."""
+
+    def __len__(self):
+        return 8
+
+    def __getitem__(self, index):
+        return {"x": torch.randn(4), "y": index % 4}
+
+
+class DictClassifier(Classifier):
+    def training_step(self, batch, batch_idx):
+        return super().training_step((batch["x"], batch["y"]), batch_idx)
+
+
+def test_the_full_preset_reads_batches_that_are_dicts():
+    fit = trainer(callbacks=monitors("full", every_n_steps=2, targets="y", inputs="x", strict=True))
+    fit.fit(DictClassifier(mlp(4, 6, 4)), DataLoader(Words(), batch_size=4))
+    assert fit.callback_metrics["plasticity/trainability"] > 0
+    assert "collapse/nc4" in fit.callback_metrics
+    watch = monitors("full", every_n_steps=2, targets="y", strict=True)
+    with pytest.raises(ValueError, match=r"inputs=0 is not in the batch of keys \['x', 'y'\]"):
+        trainer(callbacks=watch).fit(DictClassifier(mlp(4, 6, 4)), DataLoader(Words(), batch_size=4))
+
+
 @pytest.mark.parametrize(
     ("build", "message"),
     [
