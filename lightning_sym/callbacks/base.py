@@ -243,6 +243,12 @@ class Monitor(ScheduledCallback):
         self.layers = layers if layers is None or isinstance(layers, str) else list(layers)
         self.max_layers = max_layers
 
+    def prepare(self, trainer: Trainer, pl_module: LightningModule, batch: Any) -> None:
+        """Get ready for a due step before anything of it is observed; does nothing here.
+
+        What a monitor wants, and of which layers, may still change. Must not raise: use ``guard``.
+        """
+
     def read(self, seen: Observation) -> Iterator[Reading]:
         """Yield the readings of one observation; a pure function of it."""
         raise NotImplementedError

@@ -68,6 +68,11 @@ class Layer:
         """Units that feed the layer: input channels for a convolution, else A."""
         return int(self.module.in_channels) if self.is_convolution else self.in_features  # type: ignore[arg-type]
 
+    @property
+    def in_channels(self) -> int:
+        """Size of the weight's dimension 1: inputs, or the channels that feed one group of a convolution."""
+        return self.in_units // self.groups
+
     def parameter(self) -> nn.Parameter:
         """Return the parameter that holds the weight (for attention, all projections' together)."""
         module = self.module
@@ -92,34 +97,27 @@ class Layer:
         weight = self.slice(local(self.parameter())).clone()
         return weight.reshape(self.groups, weight.shape[0] // self.groups, -1)
 
-    def bias(self) -> Tensor | None:
-        """Return a detached copy of the bias ``[O]``, if there is one."""
+    def bias_parameter(self) -> nn.Parameter | None:
+        """Return the parameter that holds the bias (for attention, all projections' together), if any."""
         module = self.module
         if self.part is None:
-            bias = getattr(module, "bias", None)
-        elif self.part == "out_proj":
-            bias = module.out_proj.bias  # type: ignore[union-attr]
-        else:
-            bias = module.in_proj_bias
-        return None if bias is None else self.slice(local(bias)).clone()  # type: ignore[arg-type]
+            return getattr(module, "bias", None)
+        if self.part == "out_proj":
+            return module.out_proj.bias  # type: ignore[union-attr, return-value]
+        return module.in_proj_bias  # type: ignore[return-value]
+
+    def bias(self) -> Tensor | None:
+        """Return a detached copy of the bias ``[O]``, if there is one."""
+        bias = self.bias_parameter()
+        return None if bias is None else self.slice(local(bias)).clone()
 
     def input_rows(self, x: Tensor, positions: int | None) -> Tensor:
         """Return the input side as samples, ``[N, A]``, at most ``positions`` of them per sample."""
         if not self.is_convolution:
             return sequence_rows(x, positions)
-        module = self.module
-        size = len(module.kernel_size)  # type: ignore[arg-type]
-        if x.ndim == size + 1:
-            x = x.unsqueeze(0)
-        mode = module.padding_mode
-        pad = module._reversed_padding_repeated_twice
-        padded = F.pad(x, pad) if mode == "zeros" else F.pad(x, pad, mode=mode)  # type: ignore[arg-type]
+        padded, spans, extent = self._padded(x)
+        module, size = self.module, len(extent)
         # One output position at a time: a full unfold would be the largest tensor of the network.
-        spans = [d * (k - 1) + 1 for k, d in zip(module.kernel_size, module.dilation, strict=True)]  # type: ignore[arg-type]
-        extent = [
-            (length - span) // stride + 1
-            for length, span, stride in zip(padded.shape[2:], spans, module.stride, strict=True)  # type: ignore[arg-type]
-        ]
         patches = []
         for flat in sampled_positions(_product(extent), positions):
             window: list[slice] = []
@@ -130,6 +128,33 @@ class Layer:
                 window.insert(0, slice(start, start + spans[axis], module.dilation[axis]))  # type: ignore[index]
             patches.append(padded[(slice(None), slice(None), *window)].flatten(1))
         return torch.stack(patches, dim=1).flatten(0, 1)  # [B, P, A] -> [N, A]
+
+    def _padded(self, x: Tensor) -> tuple[Tensor, list[int], list[int]]:
+        """Return a convolution's padded input, the span of its kernel and its output positions by axis."""
+        module = self.module
+        if x.ndim == len(module.kernel_size) + 1:  # type: ignore[arg-type]
+            x = x.unsqueeze(0)
+        mode = module.padding_mode
+        pad = module._reversed_padding_repeated_twice
+        padded = F.pad(x, pad) if mode == "zeros" else F.pad(x, pad, mode=mode)  # type: ignore[arg-type]
+        spans = [d * (k - 1) + 1 for k, d in zip(module.kernel_size, module.dilation, strict=True)]  # type: ignore[arg-type]
+        extent = [
+            (length - span) // stride + 1
+            for length, span, stride in zip(padded.shape[2:], spans, module.stride, strict=True)  # type: ignore[arg-type]
+        ]
+        return padded, spans, extent
+
+    def patches(self, x: Tensor) -> Tensor:
+        """Return all patches of a convolution's input at once, ``[B, P, A]``."""
+        windows, spans, extent = self._padded(x)
+        module, size = self.module, len(extent)
+        for axis, (span, stride, dilation) in enumerate(
+            zip(spans, module.stride, module.dilation, strict=True)  # type: ignore[arg-type]
+        ):
+            windows = windows.unfold(2 + axis, span, stride)[..., ::dilation]
+        # [B, C, positions by axis, kernel by axis] -> [B, P, C * kernel]
+        positions, kernel = range(2, 2 + size), range(2 + size, 2 + 2 * size)
+        return windows.permute(0, *positions, 1, *kernel).flatten(1 + size).flatten(1, size)
 
     def output_rows(self, y: Tensor, positions: int | None) -> Tensor:
         """Return the output side (or its gradient) as samples, ``[N, O]``, as :meth:`input_rows`."""

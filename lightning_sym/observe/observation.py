@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
+from lightning_sym.observe.gradient_noise import GradientNoise
 from lightning_sym.observe.moments import Stream, accumulation_dtype, kept_features
 
 if TYPE_CHECKING:
@@ -52,6 +53,8 @@ class LayerObservation:
         classes: sums of the input by class, of the classifier's head, or None.
         outgoing: weight of the one layer that reads this layer's units, ``[M, O, ...]``, where that
             is plain from an ``nn.Sequential``, or None.
+        gradient_noise: how per-sample gradients of weight and bias scatter, or None.
+        no_noise: why there is no ``gradient_noise`` though it was asked for, as far as this rank knows.
         weight_norm: Frobenius norm of the weight before the step.
     """
 
@@ -85,6 +88,8 @@ class LayerObservation:
                 float(recorder.disagreements),
             )
         self.outgoing = recorder.outgoing
+        self.gradient_noise = GradientNoise.of(recorder.noise)
+        self.no_noise = recorder.noise.reason if recorder.noise is not None else ""
         self.weight_norm = _norm(self.blocks)
         self.relative_update: float | None = None
         if updates and self.weight_norm > 0:

@@ -14,6 +14,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 
+from lightning_sym.observe.gradient_noise import HeldMemory
 from lightning_sym.observe.layers import Layer, choose_layers, readers
 from lightning_sym.observe.moments import Moments
 from lightning_sym.observe.observation import LayerObservation, Observation
@@ -32,12 +33,16 @@ class Wants:
         updates: relative size of the optimizer's step.
         zero_gradients: share of exact zeros in the weight's gradient.
         outgoing: the weight of the layer that reads this layer's units, where that is plain.
+        gradient_noise: how per-sample gradients of weight and bias scatter
+            (:class:`~lightning_sym.observe.gradient_noise.GradientNoise`), from all positions.
         targets: where the labels are in a batch: an index, a key or a function of the batch.
         max_positions: positions per sample that count as samples (None: all).
         max_width: widest moment matrix (None: no limit); of wider sides a fixed random subset of
             features is kept.
         max_patch_width: the same for a convolution's patches, which are kernel-size times as wide as
             its channels and overlap.
+        max_held_bytes: memory for inputs that wait for their gradient, with ``gradient_noise`` (None: no
+            limit); layers beyond it have no noise reading at that step.
     """
 
     inputs: Moments = Moments.NONE
@@ -48,10 +53,12 @@ class Wants:
     updates: bool = False
     zero_gradients: bool = False
     outgoing: bool = False
+    gradient_noise: bool = False
     targets: Targets = None
     max_positions: int | None = 16
     max_width: int | None = 512
     max_patch_width: int | None = 256
+    max_held_bytes: int | None = 2**30
 
     def __or__(self, other: Wants) -> Wants:
         merged: dict[str, Any] = {}
@@ -158,6 +165,10 @@ class Observer:
                 "Choose others with layers=, or more with max_layers=."
             )
 
+    def watch(self, monitor: Any, layers: list[Layer]) -> None:
+        """Have other layers observed for a monitor than those chosen at the start, from now on."""
+        self._layers[monitor] = layers
+
     def _leads(self, monitor: Any) -> bool:
         return bool(self.monitors) and self.monitors[0] is monitor
 
@@ -169,7 +180,12 @@ class Observer:
             self._due = [m for m in self.monitors if m.due(trainer)]
             if not self._due:
                 return
+            for due in self._due:
+                due.prepare(trainer, module, batch)
             self._arm(trainer, module)
+        else:
+            for recorder in self._recorders.values():
+                recorder.finish_batch()
         self._batch = batch
         self._scale = self._per_sample_scale(trainer, batch)
 
@@ -187,7 +203,7 @@ class Observer:
         began = time.perf_counter()
         self._armed_at = trainer.global_step
         self._logger_step = int(trainer.fit_loop.epoch_loop._batches_that_stepped)
-        wants = Wants(max_positions=1, max_width=1, max_patch_width=1)
+        wants = Wants(max_positions=1, max_width=1, max_patch_width=1, max_held_bytes=0)
         chosen: dict[str, Layer] = {}
         for monitor in self._due:
             wants = wants | monitor.wants
@@ -197,6 +213,7 @@ class Observer:
         if has_compiled(module):
             self._stance = torch.compiler.set_stance("force_eager")
         reads = readers(module) if wants.outgoing else {}
+        memory = HeldMemory(wants.max_held_bytes)
         for name, layer in chosen.items():
             recorder = Recorder(
                 layer,
@@ -206,6 +223,8 @@ class Observer:
                 classes=layer.out_features if name == self._head else 0,
                 seconds=self.seconds,
                 reader=reads.get(layer.module) if layer.part is None else None,
+                samples=lambda: batch_size(self._batch),
+                memory=memory,
             )
             recorder.attach()
             self._recorders[name] = recorder
@@ -232,6 +251,8 @@ class Observer:
         if self._armed_at is None or not self._leads(monitor) or trainer.global_step == self._armed_at:
             return
         recorders, due = list(self._recorders.values()), self._due
+        for recorder in recorders:
+            recorder.finish_batch()
         began = time.perf_counter()
         self.stop()
         self.seconds["hooks"] += time.perf_counter() - began

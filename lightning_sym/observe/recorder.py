@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lightning_sym.functional.nearest_mean import nearest_mean_disagreements
+from lightning_sym.observe.gradient_noise import HeldMemory, NoiseSums
 from lightning_sym.observe.layers import ATTENTION_PARTS, Layer, local
 from lightning_sym.observe.moments import Moments, Sums, accumulation_dtype, kept_features
 
@@ -61,6 +62,8 @@ class Recorder:
         classes: number of classes, for the per-class sums of the head's input.
         seconds: where time is booked.
         reader: the layer that alone reads this layer's units, if known.
+        samples: returns the number of samples of the current micro-batch, or None if unknown.
+        memory: for inputs that wait for their gradients, shared by all layers.
     """
 
     def __init__(
@@ -73,6 +76,8 @@ class Recorder:
         classes: int,
         seconds: dict[str, float],
         reader: nn.Module | None = None,
+        samples: Callable[[], int | None] = lambda: None,
+        memory: HeldMemory | None = None,
     ) -> None:
         self.layer, self.wants = layer, wants
         self.max_positions = wants.max_positions
@@ -104,6 +109,10 @@ class Recorder:
         self.class_sums = torch.zeros(classes, width, dtype=dtype, device=device)
         self.class_second = torch.zeros(width, width, dtype=dtype, device=device)
         self.disagreements = torch.zeros(1, dtype=dtype, device=device)
+        self.noise: NoiseSums | None = None
+        if wants.gradient_noise:
+            memory = memory or HeldMemory(wants.max_held_bytes)
+            self.noise = NoiseSums(layer, max_width=wants.max_width, samples=samples, memory=memory)
         self._features: list[Tensor] = []  # of the head, until its class means are known
         self._backward_weight: tuple[Tensor, Tensor | None] | None = None
         self._handles: list[Any] = []
@@ -141,7 +150,22 @@ class Recorder:
             self.class_sums,
             self.class_second,
         ]
-        return own + [tensor for sums in self.sums.values() for tensor in sums.tensors()]
+        noise = self.noise.tensors() if self.noise is not None else []
+        return [*own, *noise, *(tensor for sums in self.sums.values() for tensor in sums.tensors())]
+
+    def finish_batch(self) -> None:
+        """End a micro-batch: form what sums its per-sample gradients still wait for."""
+        if self.noise is None:
+            return
+        began = time.perf_counter()
+        try:
+            with _aside(self.layer.parameter().device.type):
+                self.noise.finish_batch()
+        except Exception as error:
+            self.error = self.error or error
+            self.noise.give_up("an error")
+        finally:
+            self.seconds["moments"] += time.perf_counter() - began
 
     def read_gradient(self) -> None:
         """Count exact zeros of the weight's gradient, just before the optimizer uses it."""
@@ -156,6 +180,9 @@ class Recorder:
     # -- attention ---------------------------------------------------------------------------
 
     def _enter(self, module: nn.Module, args: Any) -> None:
+        if self.noise is not None:
+            query = args[0] if args and isinstance(args[0], Tensor) and args[0].ndim == 3 else None
+            self.noise.attention_batch = None if query is None else query.shape[not module.batch_first]
         _linear_calls.enter(self)
 
     def _leave(self, *_: Any) -> None:
@@ -189,10 +216,14 @@ class Recorder:
             with _aside(output.device.type):
                 if not in_backward():
                     self._take_values(x, output if self.layer.part is None else output[..., part])
-            if output.requires_grad and (self.wants.input_gradients or self.wants.output_gradients):
+            if self.noise is not None and not in_backward():
+                self.noise.count_call()
+            watched = self.wants.input_gradients or self.wants.output_gradients or self.noise is not None
+            if output.requires_grad and watched:
+                held = self.noise.hold(x) if self.noise is not None else None
                 # The hook goes on the output itself: a slice of it has no part in the graph.
                 whole = self.layer.part is None
-                output.register_hook(lambda g: self._gradient(g if whole else g[..., part]))
+                output.register_hook(lambda g: self._gradient(g if whole else g[..., part], held))
         except Exception as error:
             self.error = self.error or error
         finally:
@@ -248,10 +279,14 @@ class Recorder:
             )
         self._features = []
 
-    def _gradient(self, gradient: Tensor) -> None:
+    def _gradient(self, gradient: Tensor, held: Any = None) -> None:
         began = time.perf_counter()
         try:
             with _aside(gradient.device.type):
+                if self.noise is not None:
+                    self.noise.take(held, gradient, scale=self.scale())
+                if not (self.wants.input_gradients or self.wants.output_gradients):
+                    return
                 rows = self.layer.output_rows(gradient, self.max_positions)
                 rows = rows.to(accumulation_dtype(rows.device)) * self.scale()
                 if "output_gradients" in self.sums:
@@ -260,6 +295,8 @@ class Recorder:
                     self._take_input_gradients(rows)
         except Exception as error:
             self.error = self.error or error
+            if self.noise is not None:
+                self.noise.give_up("an error")
         finally:
             self.seconds["moments"] += time.perf_counter() - began
 

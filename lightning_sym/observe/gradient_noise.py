@@ -1,0 +1,315 @@
+r"""How per-sample gradients of a layer's weight and bias scatter, in sums formed inside the hooks.
+
+With a sample's inputs h and output gradients g at its P positions, its gradient of the weight is
+:math:`G_n = \sum_p g_{np} h_{np}^\top`, and :math:`\sum_p g_{np}` of the bias. Only sums over samples
+are kept: of :math:`G_n`, of :math:`G_n G_n^\top` and of :math:`G_n^\top G_n`. All positions are used:
+a gradient over some of them would be another gradient.
+
+Shape letters: B samples, P positions, O outputs, G groups, C input channels of a group, K kernel
+positions (1 for a linear layer), A = C * K.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from lightning_sym.observe.layers import Layer
+from lightning_sym.observe.moments import accumulation_dtype
+
+#: Numbers that are formed at once, of as many samples as that allows.
+CHUNK = 2**23
+#: Largest weight (in entries) whose mean gradient is kept.
+LARGEST_WEIGHT = 2**24
+
+
+@dataclass
+class HeldMemory:
+    """Bytes of inputs that wait for their gradient, of all layers together.
+
+    They are references to what the backward pass keeps as a rule; under autocast and activation
+    checkpointing they are memory of their own.
+
+    Args:
+        most: the limit in bytes; ``None``: no limit.
+    """
+
+    most: int | None
+    bytes: int = 0
+
+
+class _Held:
+    """A call's input, as it was, until its gradient comes."""
+
+    def __init__(self, x: Tensor, memory: HeldMemory) -> None:
+        self.x: Tensor | None = x.detach()
+        self.version, self.memory, self.bytes = x._version, memory, _bytes(x)
+        memory.bytes += self.bytes
+
+    def release(self) -> Tensor | None:
+        """Let go of the input and return it; None if that was done before."""
+        x, self.x = self.x, None
+        if x is not None:
+            self.memory.bytes -= self.bytes
+        return x
+
+    def __del__(self) -> None:
+        self.release()
+
+
+def _bytes(x: Tensor) -> int:
+    return x.numel() * x.element_size()
+
+
+class NoiseSums:
+    """Sums of one layer's per-sample gradients, and the inputs that wait for them.
+
+    The layer has no reading (``reason`` says why) if its calls can't be taken apart into the batch's
+    samples, if it is called by more than one backward pass of a batch, if its input was changed in
+    place, or if the memory for inputs is used up. An embedding, whose input is an index, has none.
+
+    Args:
+        layer: the layer.
+        max_width: widest side of which a whole matrix is kept; of wider ones the diagonal.
+        samples: returns the number of samples of the current micro-batch, or None if unknown.
+        memory: shared by all layers.
+    """
+
+    def __init__(
+        self,
+        layer: Layer,
+        *,
+        max_width: int | None,
+        samples: Callable[[], int | None],
+        memory: HeldMemory,
+    ) -> None:
+        self.layer, self.samples, self.memory = layer, samples, memory
+        device = layer.parameter().device
+        dtype = accumulation_dtype(device)
+        outputs, channels, width = layer.out_features, layer.in_channels, layer.in_features // layer.groups
+        self.channels = channels
+
+        def sums(n: int) -> Tensor:
+            whole = max_width is None or n <= max_width
+            return torch.zeros((n, n) if whole else (n,), dtype=dtype, device=device)
+
+        self.reason = ""
+        if not layer.has_input:
+            self.reason = "its input is an index"
+        elif outputs * width > LARGEST_WEIGHT:
+            self.reason = f"its weight has more than {LARGEST_WEIGHT} entries"
+        if self.reason:
+            outputs = channels = width = 0
+        # samples, non-finite samples, times that something stood in the way
+        self.counts = torch.tensor([0.0, 0.0, float(bool(self.reason))], dtype=dtype, device=device)
+        self.first_OA = torch.zeros(outputs, width, dtype=dtype, device=device)
+        biases = 0 if layer.bias_parameter() is None else outputs
+        self.first_O = torch.zeros(biases, dtype=dtype, device=device)
+        self.out, self.into, self.bias = sums(outputs), sums(channels), sums(biases)
+        self.attention_batch: int | None = None  # of the attention module's current call
+        self._calls = self._gradients = 0
+        self._parts: list[tuple[Tensor, Tensor]] = []
+        self._waiting: weakref.WeakSet[_Held] = weakref.WeakSet()
+
+    def tensors(self) -> list[Tensor]:
+        """Return every tensor that is summed across ranks, in a fixed order."""
+        return [self.counts, self.first_OA, self.first_O, self.out, self.into, self.bias]
+
+    def give_up(self, reason: str) -> None:
+        """Have no reading at this step, on any rank."""
+        self.reason = self.reason or reason
+        self.counts[2] += 1
+        self._parts = []
+        for held in list(self._waiting):
+            held.release()
+
+    def count_call(self) -> None:
+        """Take note of a forward call that is not a recomputed one."""
+        self._calls += 1
+
+    def hold(self, x: Tensor | None) -> _Held | None:
+        """Keep a reference to a call's input until its gradient comes."""
+        if self.reason:
+            return None
+        if x is None:
+            self.give_up("its input is not its first argument")
+            return None
+        if self.memory.most is not None and self.memory.bytes + _bytes(x) > self.memory.most:
+            self.give_up(f"inputs that wait for gradients would exceed {self.memory.most} bytes")
+            return None
+        held = _Held(x, self.memory)
+        self._waiting.add(held)
+        return held
+
+    def take(self, held: _Held | None, gradient: Tensor, *, scale: float) -> None:
+        """Take in the gradient of a call's output; when the last call's has come, form the sums."""
+        if self.reason or held is None:
+            return
+        x = held.release()
+        self._gradients += 1
+        if x is None or self._gradients > self._calls:
+            return self.give_up("more than one backward pass of a batch went through it")
+        if x._version != held.version:
+            return self.give_up("its input was changed in place")
+        count = self.samples()
+        x_B, g_B = self._by_sample(x, count), self._by_sample(gradient, count)
+        if x_B is None or g_B is None:
+            shape = tuple(x.shape)
+            return self.give_up(f"its input {shape} does not begin with the batch's {count} samples")
+        self._parts.append((x_B, g_B * scale))
+        if self._gradients == self._calls:
+            self._reduce()
+
+    def finish_batch(self) -> None:
+        """End a micro-batch: calls whose gradient has not come by now will get none."""
+        for held in list(self._waiting):
+            held.release()
+        self._calls = self._gradients = 0
+        self._reduce()
+
+    def _by_sample(self, x: Tensor, count: int | None) -> Tensor | None:
+        """Return x with the samples first, or None if they can't be told apart."""
+        if count is None or x.ndim < 2:
+            return None
+        if self.layer.part is not None:
+            # Attention works on [P, B, width], and hands out_proj its rows flat in that order.
+            if self.attention_batch != count:
+                return None
+            return x.reshape(-1, count, x.shape[-1]).transpose(0, 1)
+        return x if x.shape[0] == count else None
+
+    def _rows(self, x: Tensor, *, inputs: bool) -> Tensor:
+        """Return ``[B, P, features]`` in at least float32."""
+        x = x if x.dtype == torch.float64 else x.float()
+        if self.layer.is_convolution:
+            return self.layer.patches(x) if inputs else x.flatten(2).mT
+        return x.unsqueeze(1) if x.ndim == 2 else x.flatten(1, -2)
+
+    def _reduce(self) -> None:
+        parts, self._parts = self._parts, []
+        if not parts or self.reason:
+            return
+        outputs, width = self.first_OA.shape
+        positions = sum(self._positions(g) for _, g in parts)
+        groups = self.layer.groups
+        wide = outputs * (self.out.ndim == 2), self.channels * (self.into.ndim == 2)
+        formed = outputs * width * (positions + sum(wide))
+        by_position = positions**2 * (width + outputs) + positions * (outputs * wide[0] + width * wide[1])
+        gram = groups == 1 and by_position <= formed
+        size = positions * (groups * width + outputs) + (positions**2 if gram else outputs * width)
+        for x, g in _chunks(parts, max(1, CHUNK // size)):
+            h_BPA = torch.cat([self._rows(part, inputs=True) for part in x], dim=1)
+            g_BPO = torch.cat([self._rows(part, inputs=False) for part in g], dim=1).to(h_BPA.dtype)
+            fine_B = h_BPA.isfinite().all(2).all(1) & g_BPO.isfinite().all(2).all(1)
+            fine_B11 = fine_B[:, None, None]
+            h_BPA, g_BPO = torch.where(fine_B11, h_BPA, 0.0), torch.where(fine_B11, g_BPO, 0.0)
+            n = fine_B.sum()
+            self.counts[:2] += torch.stack([n, len(fine_B) - n])
+            if len(self.first_O):
+                b_BO = g_BPO.sum(1)
+                self.first_O += b_BO.sum(0)
+                _add(self.bias, b_BO, b_BO)
+            if gram:
+                self._add_by_position(h_BPA, g_BPO)
+            else:
+                self._add_formed(h_BPA, g_BPO)
+
+    def _positions(self, g: Tensor) -> int:
+        return g[0].numel() // self.layer.out_features
+
+    def _add_by_position(self, h_BPA: Tensor, g_BPO: Tensor) -> None:
+        """Add from Gram matrices of positions: cheaper than G_n where there are few of them."""
+        self.first_OA += g_BPO.flatten(0, 1).mT @ h_BPA.flatten(0, 1)
+        _add(self.out, g_BPO.flatten(0, 1), ((h_BPA @ h_BPA.mT) @ g_BPO).flatten(0, 1))
+        other = (g_BPO @ g_BPO.mT) @ h_BPA
+        _add(self.into, self._by_channel(h_BPA.flatten(0, 1)), self._by_channel(other.flatten(0, 1)))
+
+    def _add_formed(self, h_BPA: Tensor, g_BPO: Tensor) -> None:
+        groups = self.layer.groups
+        g_BGOP = g_BPO.unflatten(2, (groups, -1)).permute(0, 2, 3, 1)
+        h_BGPA = h_BPA.unflatten(2, (groups, -1)).transpose(1, 2)
+        gradient_BOA = (g_BGOP @ h_BGPA).flatten(1, 2)
+        self.first_OA += gradient_BOA.sum(0)
+        rows = gradient_BOA.transpose(1, 2).flatten(0, 1)  # [B A, O]
+        _add(self.out, rows, rows)
+        columns = self._by_channel(gradient_BOA.flatten(0, 1))
+        _add(self.into, columns, columns)
+
+    def _by_channel(self, x_NA: Tensor) -> Tensor:
+        """Return ``[N K, C]``: kernel positions are samples."""
+        return x_NA.unflatten(1, (self.channels, -1)).transpose(1, 2).flatten(0, 1)
+
+
+def _chunks(parts: list[tuple[Tensor, Tensor]], size: int) -> list[tuple[list[Tensor], list[Tensor]]]:
+    count = len(parts[0][0])
+    return [
+        ([x[start : start + size] for x, _ in parts], [g[start : start + size] for _, g in parts])
+        for start in range(0, count, size)
+    ]
+
+
+def _add(sums: Tensor, a_ND: Tensor, b_ND: Tensor) -> None:
+    """Add ``sum_n a_n b_n^T``, or its diagonal if no more is kept."""
+    sums += a_ND.mT @ b_ND if sums.ndim == 2 else (a_ND * b_ND).sum(0)
+
+
+class GradientNoise:
+    r"""Covariance of a layer's per-sample gradients, contracted to one dimension of weight or bias.
+
+    Per-sample gradients are those of per-sample losses: the loss's batch mean, the gradient
+    accumulation's division and the loss scale are undone. With batch normalisation in training mode
+    samples depend on each other, and these are each sample's share of the gradient.
+
+    Attributes:
+        n: samples that went in, over all ranks, at least 2.
+    """
+
+    def __init__(self, sums: NoiseSums) -> None:
+        self._sums = sums
+        self.n = int(sums.counts[0])
+
+    @staticmethod
+    def of(sums: NoiseSums | None) -> GradientNoise | None:
+        """Return the reading, or None where something stood in its way or there are fewer than 2 samples."""
+        if sums is None or float(sums.counts[2]) or float(sums.counts[0]) < 2:
+            return None
+        return GradientNoise(sums)
+
+    def covariance(self, tensor: Literal["weight", "bias"], dim: int = 0) -> Tensor:
+        r"""Return :math:`\sum_r \operatorname{Cov}(G_{ir}, G_{jr})` over all other dimensions r.
+
+        Args:
+            tensor: "weight" or "bias".
+            dim: 0: outputs; 1, of a weight: inputs, or the input channels of a convolution's group.
+
+        Returns:
+            ``[D, D]``, unbiased (divided by n - 1); its diagonal ``[D]`` where D is wider than the
+            observation's ``max_width``.
+        """
+        second = self._second(tensor, dim)
+        return (second - self.n * self.mean_square(tensor, dim)) / (self.n - 1)
+
+    def mean_square(self, tensor: Literal["weight", "bias"], dim: int = 0) -> Tensor:
+        r"""Return :math:`\sum_r \bar G_{ir} \bar G_{jr}` of the mean, shaped as :meth:`covariance`."""
+        sums = self._sums
+        if tensor == "bias":
+            rows = sums.first_O[None] / self.n
+        elif dim == 0:
+            rows = sums.first_OA.mT / self.n
+        else:
+            rows = sums._by_channel(sums.first_OA) / self.n
+        found = torch.zeros_like(self._second(tensor, dim))
+        _add(found, rows, rows)
+        return found
+
+    def _second(self, tensor: Literal["weight", "bias"], dim: int) -> Tensor:
+        if tensor not in ("weight", "bias") or dim not in ((0,) if tensor == "bias" else (0, 1)):
+            raise ValueError(f"dim must be 0, or 1 of a weight, got {dim} of {tensor!r}")
+        if tensor == "bias":
+            return self._sums.bias
+        return self._sums.out if dim == 0 else self._sums.into
