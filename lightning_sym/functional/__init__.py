@@ -29,6 +29,13 @@ from lightning_sym.functional.composition import (
     superposition as superposition,
     volume_element as volume_element,
 )
+from lightning_sym.functional.curvature import (
+    TopEigenvalue as TopEigenvalue,
+    TraceEstimate as TraceEstimate,
+    hessian_product as hessian_product,
+    hutchinson_trace as hutchinson_trace,
+    lanczos_top as lanczos_top,
+)
 from lightning_sym.functional.hierarchy import (
     breaking_distance as breaking_distance,
     depth_roles as depth_roles,

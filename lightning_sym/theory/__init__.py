@@ -1,6 +1,17 @@
 """Closed forms of the papers this package builds on: what the monitors should read, as numbers."""
 
 from lightning_sym.theory.balance import DiagonalNetwork
+from lightning_sym.theory.equilibrium import (
+    LayerSpectra,
+    NoiseBalance,
+    charge_change,
+    equilibrium_spectra,
+    equilibrium_weights,
+    layer_spectra,
+    linear_hessian_top,
+    linear_hessian_trace,
+    noise_balance,
+)
 from lightning_sym.theory.solvable import (
     SolvableModel,
     initial_size,
@@ -25,17 +36,26 @@ from lightning_sym.theory.stepwise import (
 
 __all__ = [
     "DiagonalNetwork",
+    "LayerSpectra",
+    "NoiseBalance",
     "SolvableModel",
     "Staircase",
     "aligned_scales",
+    "charge_change",
     "embedding_eigenvalues",
+    "equilibrium_spectra",
+    "equilibrium_weights",
     "final_embedding",
     "final_weight",
     "initial_size",
     "kernel_correlation",
     "kernel_growth",
+    "layer_spectra",
     "learning_times",
+    "linear_hessian_top",
+    "linear_hessian_trace",
     "mechanism",
+    "noise_balance",
     "pace",
     "pair_correlation",
     "regime",

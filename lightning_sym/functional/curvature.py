@@ -1,0 +1,234 @@
+"""How curved a loss is: Hessian-vector products, the trace by Hutchinson, the largest eigenvalue by Lanczos.
+
+Both need products of the Hessian with vectors only, never the matrix.
+
+Shape letters: P parameters, N random vectors, L blocks of parameters, K Lanczos steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+Product = Callable[[Tensor], Tensor]
+
+
+class TraceEstimate(NamedTuple):
+    """A trace and how sure it is, float64."""
+
+    value: Tensor  #: the trace, ``[]``
+    error: Tensor  #: its standard error, ``[]``: 0 if exact, NaN from one random vector
+    blocks: Tensor  #: the traces of the diagonal blocks, ``[L]``; they sum to the value
+
+
+class TopEigenvalue(NamedTuple):
+    """The largest eigenvalue, float64; NaN where a product is not finite."""
+
+    value: Tensor  #: a lower bound of it, up to rounding, ``[]``
+    error: Tensor  #: some eigenvalue lies within that distance of the value, ``[]``
+
+
+def hessian_product(loss: Tensor, parameters: Sequence[Tensor]) -> Product:
+    """Return the function that multiplies the Hessian of a loss with a vector ``[P]``.
+
+    The graph of the gradient is built once, so that a product is one backward pass through it (about 2.5
+    gradients; building it takes little more than one). It is kept as long as the function is.
+    ``grad`` fields are left alone.
+
+    Args:
+        loss: a scalar, with its graph; all it is made of must be twice differentiable.
+        parameters: what to differentiate by; the vector has their entries in this order. Those that play
+            no part have derivatives of zero.
+
+    Raises:
+        ValueError: if the loss is no scalar, does not depend on the parameters, or there are none.
+
+    Example:
+        >>> x = torch.tensor([1.0, 2.0], requires_grad=True)
+        >>> hessian_product(x[0] ** 2 * x[1], [x])(torch.tensor([1.0, 0.0]))
+        tensor([4., 2.])
+    """
+    if loss.numel() != 1 or not parameters:
+        raise ValueError(
+            f"loss must be a scalar of one or more parameters, got shape {tuple(loss.shape)} and "
+            f"{len(parameters)} parameters"
+        )
+    if not loss.requires_grad:
+        raise ValueError("loss must depend on the parameters: it has no graph")
+    parameters = list(parameters)
+    sizes = [p.numel() for p in parameters]
+    with torch.enable_grad():
+        slopes = torch.autograd.grad(loss.reshape(()), parameters, create_graph=True, allow_unused=True)
+    # A gradient that is constant has no graph of its own; its rows of the Hessian are zero.
+    curved = [i for i, slope in enumerate(slopes) if slope is not None and slope.requires_grad]
+
+    def multiply(vector_P: Tensor) -> Tensor:
+        parts = [part.view_as(p) for part, p in zip(vector_P.split(sizes), parameters, strict=True)]
+        if not curved:
+            return torch.zeros_like(vector_P)
+        found = torch.autograd.grad(
+            [slopes[i] for i in curved],
+            parameters,
+            [parts[i] for i in curved],
+            retain_graph=True,
+            allow_unused=True,
+        )
+        return torch.cat(
+            [
+                (torch.zeros_like(p) if h is None else h).reshape(-1)
+                for h, p in zip(found, parameters, strict=True)
+            ]
+        )
+
+    return multiply
+
+
+def hutchinson_trace(
+    product: Product,
+    sizes: Sequence[int],
+    *,
+    vectors: int,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> TraceEstimate:
+    r"""Trace of a symmetric matrix from products with random signs (Hutchinson, 1990).
+
+    .. math:: \operatorname{tr} H = E[v^\top H v], \qquad v \in \{-1, 1\}^P
+
+    Right on average, with a variance of :math:`2 \sum_{i \ne j} H_{ij}^2 / N`; the standard error is taken
+    from the spread of the N values. With as many vectors as there are parameters, or more, the P unit
+    vectors are used instead: exact.
+
+    Args:
+        product: maps ``[P]`` to H times it.
+        sizes: lengths of the consecutive blocks; they sum to P.
+        vectors: N, at least 1.
+        seed: of the signs; the global random state is left alone.
+        device: of the vectors.
+        dtype: of the vectors. Sums are in float64.
+
+    Returns:
+        :class:`TraceEstimate`.
+
+    Raises:
+        ValueError: if there are no vectors or no parameters.
+
+    Example:
+        >>> hutchinson_trace(lambda v: 2 * v, [3], vectors=2)
+        TraceEstimate(value=tensor(6., dtype=torch.float64), error=tensor(0., dtype=torch.float64),
+        blocks=tensor([6.], dtype=torch.float64))
+    """
+    total = _size(sizes)
+    if vectors < 1:
+        raise ValueError(f"vectors must be at least 1, got {vectors}")
+    exact = vectors >= total
+    rng = torch.Generator().manual_seed(seed)
+    samples = []
+    for n in range(total if exact else vectors):
+        if exact:
+            vector_P = torch.zeros(total, device=device, dtype=dtype)
+            vector_P[n] = 1.0
+        else:
+            vector_P = _signs(total, rng, device, dtype)
+        products_P = vector_P.double() * product(vector_P).double()
+        samples.append(torch.stack([part.sum() for part in products_P.split(list(sizes))]))
+    samples_NL = torch.stack(samples)
+    if exact:
+        blocks_L = samples_NL.sum(0)
+        return TraceEstimate(blocks_L.sum(), torch.zeros_like(blocks_L[0]), blocks_L)
+    values_N = samples_NL.sum(1)
+    error = values_N.std() / vectors**0.5 if vectors > 1 else torch.full_like(values_N[0], torch.nan)
+    return TraceEstimate(values_N.mean(), error, samples_NL.mean(0))
+
+
+def lanczos_top(
+    product: Product,
+    size: int,
+    *,
+    steps: int,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> TopEigenvalue:
+    r"""Largest eigenvalue of a symmetric matrix by Lanczos' method (1950).
+
+    The largest Ritz value of K orthogonal vectors, each the product with the one before, made orthogonal to
+    all. It comes from below, the faster the further the eigenvalue lies from the others. The error is the
+    length of the residual, :math:`\lVert H q - \theta q\rVert`. Always min(K, P) products: where an
+    invariant subspace is found, the search goes on in a new direction.
+
+    Args:
+        product: maps ``[P]`` to H times it.
+        size: P.
+        steps: K, at least 1; so many vectors are kept.
+        seed: of the first vector; the global random state is left alone.
+        device: of the vectors.
+        dtype: of the vectors.
+
+    Returns:
+        :class:`TopEigenvalue`.
+
+    Raises:
+        ValueError: if a number is not positive.
+
+    Example:
+        >>> d = torch.tensor([1.0, 5.0, 2.0]).double()
+        >>> top = lanczos_top(lambda v: d * v, 3, steps=3, dtype=torch.float64)
+        >>> round(float(top.value), 6)
+        5.0
+    """
+    total = _size([size])
+    if steps < 1:
+        raise ValueError(f"steps must be at least 1, got {steps}")
+    count = min(steps, total)
+    rng = torch.Generator().manual_seed(seed)
+    basis: list[Tensor] = []
+    diagonal = torch.zeros(count, dtype=torch.float64)
+    beside = torch.zeros(count, dtype=torch.float64)  # the last: length of what is left
+    q_P = _unit(_signs(total, rng, device, dtype))
+    tiny = torch.finfo(dtype).eps * total**0.5
+    largest = 0.0
+    for k in range(count):
+        basis.append(q_P)
+        h_P = product(q_P)
+        diagonal[k] = float((q_P.double() * h_P.double()).sum())
+        largest = max(largest, float(h_P.norm()))
+        left_P = _orthogonal(h_P, basis)
+        beside[k] = float(left_P.norm())
+        if not beside[k] > tiny * largest:  # nothing new: an invariant subspace (or a NaN, told below)
+            beside[k] = 0.0
+            left_P = _orthogonal(_signs(total, rng, device, dtype), basis) if k + 1 < count else left_P
+        q_P = _unit(left_P)
+    if not bool(diagonal.isfinite().all() and beside.isfinite().all()):
+        return TopEigenvalue(*[torch.tensor(torch.nan, dtype=torch.float64)] * 2)
+    between = torch.diag(beside[:-1], 1)
+    values_K, vectors_KK = torch.linalg.eigh(torch.diag(diagonal) + between + between.mT)
+    return TopEigenvalue(values_K[-1], (beside[-1] * vectors_KK[-1, -1]).abs())
+
+
+def _size(sizes: Sequence[int]) -> int:
+    total = sum(sizes)
+    if total < 1:
+        raise ValueError(f"there must be parameters, got {total}")
+    return total
+
+
+def _signs(size: int, rng: torch.Generator, device: torch.device | str, dtype: torch.dtype) -> Tensor:
+    signs = torch.randint(2, (size,), generator=rng, dtype=torch.int8)
+    return signs.to(device=device, dtype=dtype).mul_(2).sub_(1)
+
+
+def _orthogonal(vector_P: Tensor, basis: list[Tensor]) -> Tensor:
+    for _ in range(2):  # once loses orthogonality where much is taken away
+        for q_P in basis:
+            vector_P = vector_P - (q_P @ vector_P) * q_P
+    return vector_P
+
+
+def _unit(vector_P: Tensor) -> Tensor:
+    norm = vector_P.norm()
+    return vector_P / torch.where(norm > 0, norm, 1.0)
