@@ -2,6 +2,7 @@
 
 from lightning_sym.callbacks.alignment import AlignmentMonitor as AlignmentMonitor
 from lightning_sym.callbacks.base import Monitor as Monitor, Probe as Probe
+from lightning_sym.callbacks.circuit import CircuitMonitor as CircuitMonitor
 from lightning_sym.callbacks.collapse import CollapseMonitor as CollapseMonitor
 from lightning_sym.callbacks.composition import CompositionMonitor as CompositionMonitor
 from lightning_sym.callbacks.eigenmodes import EigenmodeMonitor as EigenmodeMonitor

@@ -13,7 +13,7 @@ from torch import Tensor
 
 
 @contextlib.contextmanager
-def quietly(trainer: Trainer, module: LightningModule, *, batch_statistics: bool) -> Iterator[None]:
+def quietly(trainer: Trainer, module: LightningModule, *, batch_statistics: bool | None) -> Iterator[None]:
     """Run forward passes in the fit's precision, without gradients, and put buffers back.
 
     Compiled modules run eagerly meanwhile: a pass in another mode would recompile them. Train/eval
@@ -22,10 +22,13 @@ def quietly(trainer: Trainer, module: LightningModule, *, batch_statistics: bool
     Args:
         trainer: the running trainer.
         module: the module being trained.
-        batch_statistics: normalise by the batch, as in training; else by running statistics.
+        batch_statistics: normalise by the batch, as in training; else by running statistics. ``None``:
+            each submodule as its mode is.
     """
-    kept = [(buffer, buffer.detach().clone()) for buffer in module.buffers()] if batch_statistics else []
-    module.train(batch_statistics)
+    moved = batch_statistics is not False
+    kept = [(buffer, buffer.detach().clone()) for buffer in module.buffers()] if moved else []
+    if batch_statistics is not None:
+        module.train(batch_statistics)
     try:
         with (
             torch.no_grad(),

@@ -29,6 +29,7 @@ from lightning_sym.functional.composition import (
     superposition as superposition,
     volume_element as volume_element,
 )
+from lightning_sym.functional.cosine import cosine as cosine, relative_distance as relative_distance
 from lightning_sym.functional.curvature import (
     TopEigenvalue as TopEigenvalue,
     TraceEstimate as TraceEstimate,

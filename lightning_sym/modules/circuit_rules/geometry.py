@@ -134,16 +134,16 @@ class Geometry:
 
 def lateral(activity: Tensor, weight: Tensor) -> Tensor:
     """Return a lateral matrix applied to the channels of a population, at every position."""
+    if activity.ndim == 2:
+        return F.linear(activity, weight)
     return torch.einsum("oc,nc...->no...", weight, activity)
 
 
 def lateral_outer(post: Tensor, pre: Tensor) -> Tensor:
     """Return products of two populations' channels, summed over samples and positions."""
-    return torch.einsum(
-        "nop,ncp->oc",
-        post.flatten(2) if post.ndim > 2 else post[..., None],
-        pre.flatten(2) if pre.ndim > 2 else pre[..., None],
-    )
+    if post.ndim == 2:
+        return post.mT @ pre
+    return torch.einsum("nop,ncp->oc", post.flatten(2), pre.flatten(2))
 
 
 def _positive(name: str, value: object) -> None:
