@@ -31,20 +31,26 @@ class CircuitLayer(nn.Module):
     Args:
         geometry: what the layer connects.
         kinds: by population how it begins, see :meth:`Rule.synapses`.
-        generator: draws them.
+        generators: draw ``"W"`` and, ``""``, all others.
         bias: whether upper neurons have one.
     """
 
     W: nn.Parameter
 
     def __init__(
-        self, geometry: Geometry, *, kinds: Mapping[str, str | Tensor], generator: torch.Generator, bias: bool
+        self,
+        geometry: Geometry,
+        *,
+        kinds: Mapping[str, str | Tensor],
+        generators: Mapping[str, torch.Generator],
+        bias: bool,
     ) -> None:
         super().__init__()
         self.geometry = geometry
         self.populations = ["W", *kinds]
         for name in self.populations:
-            self.register_parameter(name, nn.Parameter(self._begin(name, kinds.get(name), generator)))
+            drawn = self._begin(name, kinds.get(name), generators.get(name, generators[""]))
+            self.register_parameter(name, nn.Parameter(drawn))
         self.bias = nn.Parameter(torch.zeros(geometry.upper[0])) if bias else None
 
     def _begin(self, name: str, kind: str | Tensor | None, generator: torch.Generator) -> Tensor:
@@ -106,7 +112,7 @@ class LearningCircuit(LightningModule):
         momentum: of the optimizer, in [0, 1).
         decay: the rate at which every synapse that changes decays, per unit of ``lr``.
         bias: whether neurons have one.
-        seed: of the initial synapses.
+        seed: of the initial synapses, at least 0; the ascending ones depend on nothing else.
         optimizer: a function from parameters to an optimizer in place of SGD; give it no weight decay.
         max_rms: root mean square of a population beyond which the circuit has diverged.
 
@@ -150,6 +156,7 @@ class LearningCircuit(LightningModule):
             ("lr", lr, lr > 0),
             ("momentum", momentum, 0 <= momentum < 1),
             ("decay", decay, decay >= 0),
+            ("seed", seed, isinstance(seed, int) and 0 <= seed < 2**62),
             ("max_rms", max_rms, max_rms > 0),
         ):
             if not right:
@@ -158,7 +165,8 @@ class LearningCircuit(LightningModule):
         self.task, self.activation = task, _activation(activation)
         self.lr, self.momentum, self.decay, self.max_rms = lr, momentum, decay, max_rms
         self._optimizer = optimizer
-        generator = torch.Generator().manual_seed(seed)
+        # Two streams, so that W begins alike under every rule.
+        generators = {"W": torch.Generator().manual_seed(seed), "": torch.Generator().manual_seed(~seed)}
         self.shape = at = tuple(shape)
         if isinstance(layers[-1], Conv):
             raise ValueError(f"layers must end with a fully connected one, got {layers[-1]}")
@@ -166,7 +174,7 @@ class LearningCircuit(LightningModule):
         for k, entry in enumerate(layers):
             geometry = (entry if isinstance(entry, Dense | Conv) else Dense(entry)).on(at)
             kinds = self.rule.synapses(geometry, first=k == 0)
-            self.layers.append(CircuitLayer(geometry, kinds=kinds, generator=generator, bias=bias))
+            self.layers.append(CircuitLayer(geometry, kinds=kinds, generators=generators, bias=bias))
             at = geometry.upper
 
     @property
