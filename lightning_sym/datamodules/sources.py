@@ -161,6 +161,10 @@ def as_bytes(image: Any, *, channels: int, max_side: int | None) -> Tensor:
     Raises:
         ValueError: if it is none of these.
     """
+    if isinstance(image, Tensor) and image.dtype == torch.uint8 and image.ndim == 3:
+        most = max(image.shape[1:])
+        if image.shape[0] == channels and (max_side is None or most <= max_side):
+            return image  # as it is: nothing to convert, nothing to import
     from torchvision.transforms.v2 import functional as tv
 
     if isinstance(image, np.ndarray | Tensor):

@@ -53,11 +53,10 @@ def hue(images: Tensor, shift: Tensor) -> Tensor:
     r, g, b = images.unbind(dim=1)
     value = torch.maximum(torch.maximum(r, g), b)
     chroma = value - torch.minimum(torch.minimum(r, g), b)
-    from_r, from_g = r == value, g == value
-    side = torch.where(from_r, g - b, torch.where(from_g, b - r, r - g))
-    turn = side.div_(chroma.clamp_min(torch.finfo(images.dtype).tiny).mul_(6))
-    zero, third = turn.new_zeros(()), turn.new_full((), 1 / 3)
-    turn += torch.where(from_r, zero, torch.where(from_g, third, 2 * third))
+    from_g = torch.add(b, chroma, alpha=2).sub_(r)
+    from_b = torch.add(r, chroma, alpha=4).sub_(g)
+    turn = torch.where(r == value, g - b, torch.where(g == value, from_g, from_b))
+    turn.div_((chroma * 6).clamp_min_(torch.finfo(images.dtype).tiny))
     turn += shift.to(turn.dtype)[:, None, None]
     result = torch.empty_like(images)
     for channel, offset in enumerate((1 / 2, -1 / 6, 1 / 6)):
@@ -95,8 +94,8 @@ def affine(images: Tensor, mode: Tensor, factor: Tensor) -> Tensor:
         keep = (mode == 2) | (mode == 3)
         return torch.addcmul(_each(level_N), images, _each(factor.masked_fill(keep, 1))).clamp_(0, 1)
     tint_N = other * (mode == 2)
-    added_N1HW = torch.addcmul(_each(level_N), grey_N1HW, _each(tint_N))
-    return torch.addcmul(added_N1HW, images, _each(factor.masked_fill(mode == 3, 1))).clamp_(0, 1)
+    grey_N1HW.mul_(_each(tint_N)).add_(_each(level_N))  # ours alone: three channels make a new tensor
+    return torch.addcmul(grey_N1HW, images, _each(factor.masked_fill(mode == 3, 1))).clamp_(0, 1)
 
 
 def _each(per_sample: Tensor) -> Tensor:

@@ -34,13 +34,16 @@ def resize_weights(
     at_NS = out_S.expand(len(start), size)
     if flip is not None:
         at_NS = torch.where(flip[:, None], size - 1 - at_NS, at_NS)
-    length_N11 = length.to(torch.float32)[:, None, None]
-    scale_N11 = length_N11 / size
+    length_N1 = length.to(torch.float32)[:, None]
+    scale_N1 = length_N1 / size
+    width_N1 = scale_N1.clamp_min(1)
     in_P = torch.arange(pixels, device=start.device, dtype=torch.float32)
-    inside_N1P = (in_P - start.to(torch.float32)[:, None])[:, None]  # pixel counted from the crop's start
-    distance_NSP = inside_N1P + 0.5 - scale_N11 * (at_NS[..., None] + 0.5)
-    weight_NSP = distance_NSP.abs_().div_(-scale_N11.clamp_min(1)).add_(1).clamp_min_(0)
-    weight_NSP *= (inside_N1P >= 0) & (inside_N1P < length_N11)
+    inside_NP = in_P - start.to(torch.float32)[:, None]  # pixel counted from the crop's start
+    outside_NP = (inside_NP < 0) | (inside_NP >= length_N1)
+    pixel_NP = ((inside_NP + 0.5) / width_N1).masked_fill_(outside_NP, torch.inf)  # in half-widths
+    centre_NS = (at_NS + 0.5) * (scale_N1 / width_N1)
+    weight_NSP = (pixel_NP[:, None] - centre_NS[..., None]).abs_()
+    torch.sub(weight_NSP.new_ones(()), weight_NSP, out=weight_NSP).clamp_min_(0)
     return weight_NSP.div_(weight_NSP.sum(dim=2, keepdim=True))
 
 
