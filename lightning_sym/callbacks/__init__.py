@@ -7,6 +7,7 @@ from lightning_sym.callbacks.collapse import CollapseMonitor as CollapseMonitor
 from lightning_sym.callbacks.composition import CompositionMonitor as CompositionMonitor
 from lightning_sym.callbacks.eigenmodes import EigenmodeMonitor as EigenmodeMonitor
 from lightning_sym.callbacks.feature_learning import FeatureLearningMonitor as FeatureLearningMonitor
+from lightning_sym.callbacks.hierarchy import HierarchyMonitor as HierarchyMonitor
 from lightning_sym.callbacks.knn_probe import KNNProbe as KNNProbe
 from lightning_sym.callbacks.linear_probe import LinearProbe as LinearProbe
 from lightning_sym.callbacks.plasticity import PlasticityMonitor as PlasticityMonitor

@@ -61,7 +61,7 @@ class FeatureLearningMonitor(Probe):
     sample at a time. Parameters must be whole on every rank (one device, or DDP).
 
     Args:
-        every_n_steps: an interval in optimizer steps, or a schedule; log-spaced by default.
+        every_n_steps: an interval in optimizer steps, or a schedule; ``None``: 6 a decade, log-spaced.
         data: probe samples ``[N, ...]``; ``None``: the first samples of the first batch.
         samples: at most so many of them, over all ranks.
         inputs: where the input is in a batch.
@@ -91,7 +91,7 @@ class FeatureLearningMonitor(Probe):
     def __init__(
         self,
         *,
-        every_n_steps: int | Schedule = LOG_SPACED,
+        every_n_steps: int | Schedule | None = None,
         data: Tensor | None = None,
         samples: int = 32,
         inputs: Locator = 0,
@@ -107,7 +107,8 @@ class FeatureLearningMonitor(Probe):
         seed: int = 0,
         strict: bool = False,
     ) -> None:
-        super().__init__(every_n_steps=every_n_steps, strict=strict)
+        due = LOG_SPACED if every_n_steps is None else every_n_steps
+        super().__init__(every_n_steps=due, strict=strict)
         counts = {
             "samples": samples,
             "max_layers": max_layers,

@@ -1,5 +1,9 @@
 """What a step shows: hooks, sums, one reduction over ranks, one observation that all monitors read."""
 
+from lightning_sym.observe.likeness import (
+    layer_features as layer_features,
+    representation_alignment as representation_alignment,
+)
 from lightning_sym.observe.moments import Moments as Moments
 from lightning_sym.observe.observation import (
     LayerObservation as LayerObservation,

@@ -1,5 +1,10 @@
 """Parameter symmetries: what they are, and finding those of a network."""
 
+from lightning_sym.symmetry.breaking import (
+    breaking_distances as breaking_distances,
+    effective_units as effective_units,
+    narrowed as narrowed,
+)
 from lightning_sym.symmetry.collapse import (
     collapse_causes as collapse_causes,
     collapsed_units as collapsed_units,

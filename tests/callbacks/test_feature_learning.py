@@ -198,3 +198,13 @@ def test_bad_input_is_named():
         fit(classifier(), FeatureLearningMonitor(inputs=lambda batch: [batch], strict=True))
     with pytest.warns(UserWarning, match="FeatureLearningMonitor failed"):
         fit(classifier(), FeatureLearningMonitor(inputs=lambda batch: [batch]), max_steps=1)
+
+
+def test_it_is_built_from_plain_values():
+    from jsonargparse import ArgumentParser
+
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(FeatureLearningMonitor, "monitor")
+    built = parser.instantiate(parser.parse_args(["--monitor.every_n_steps=7"])).monitor
+    assert built.schedule.next(7) == 14
+    assert parser.instantiate(parser.parse_args([])).monitor.schedule.next(1) == 2

@@ -1,0 +1,496 @@
+"""Which symmetries has training broken or restored, when, and what did the loss do meanwhile?
+
+Shape letters: N probe samples, S units of a symmetry.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, cast
+
+import torch
+import torch.distributed as dist
+from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor
+from typing_extensions import override
+
+from lightning_sym._names import clean_name
+from lightning_sym.callbacks._quiet import gather_rows, method, quietly
+from lightning_sym.callbacks._reference import load_tensors
+from lightning_sym.callbacks.base import Monitor, undisturbed
+from lightning_sym.callbacks.trainability import Locator, detached_copy, locate
+from lightning_sym.functional.hierarchy import Phase, depth_roles, gram_alignment, loss_phases
+from lightning_sym.functional.rank import effective_rank_from_eigenvalues
+from lightning_sym.observe.layers import choose_layers, watchable_layers
+from lightning_sym.observe.likeness import layer_features
+from lightning_sym.observe.moments import Moments, accumulation_dtype
+from lightning_sym.observe.observation import Observation
+from lightning_sym.observe.observer import Wants
+from lightning_sym.observe.reading import Reading
+from lightning_sym.observe.schedule import LogSpaced, Schedule
+
+if TYPE_CHECKING:
+    from lightning_sym.symmetry import Symmetry
+
+KINDS = ("permutation", "rescaling", "signflip", "rotation")
+ROLES = {"reduction": -1.0, "transmission": 0.0, "expansion": 1.0}
+LOG_SPACED = LogSpaced(12)
+_NAMED = 8  # units that an event's text names one by one
+
+
+class HierarchyMonitor(Monitor):
+    r"""The hierarchy of symmetry breakings: over time, in function, over depth (arXiv 2502.05300).
+
+    The paper's exact measures are not at hand; those here are definitions of this package. The
+    network's symmetries are found on a copy at the first step
+    (:func:`~lightning_sym.symmetry.find_symmetries`). Each of their units has a breaking distance
+    (:func:`~lightning_sym.functional.breaking_distance`): 0, on the mirror (a twin of another unit, or
+    zero); 1, broken in direction and as long as ``scale``. A unit is *broken* once its distance passes
+    ``broken_above``, and *restored* once it falls below ``restored_below``; between the two it stays what
+    it was. What it is before the first step is no event.
+
+    Logs, of each symmetry (``<what>`` is its kind; a layer's second of one kind is ``<kind>_2``):
+        ``hierarchy/<layer>/<what>``: share of its units that are broken, in [0, 1].
+        ``hierarchy/<layer>/effective_units``: units that are neither zero nor another one's twin, at
+            ``broken_above``; units that may be rescaled are compared by direction. For a layer that may
+            be rotated, the directions broken.
+        ``hierarchy/<layer>/<what>/distances``: of its units, as a histogram; with ``histograms``.
+    of each layer:
+        ``hierarchy/<layer>/rank``: effective rank of its output's covariance (before the activation), in
+            [1, min(samples - 1, width)]; 0 where it does not vary.
+        ``hierarchy/<layer>/role``: against the watched layer before: 1, expansion (the rank rises by
+            more than 10 %); -1, reduction (it falls by more); 0, transmission.
+        ``hierarchy/<layer>/alignment``: with ``reference``, the likeness of its outputs on the probe set to
+            the reference's, in [0, 1] (:func:`~lightning_sym.functional.gram_alignment`).
+    and of the network:
+        ``hierarchy/broken``, ``hierarchy/restored``: how many units broke, or were restored, since
+            the reading before: the events' markers.
+        ``hierarchy/loss``: of the step, the mean over its batches and ranks; with ``loss``, that metric.
+        ``hierarchy/phase``: 1 while the loss drops, 0 on a plateau
+            (:func:`~lightning_sym.functional.loss_phases`); none before the first of them.
+        ``hierarchy/alignment``: its mean over layers.
+        ``hierarchy/events``: what happened, in words; only when something did.
+        ``hierarchy/course``: the picture: loss and shares of broken units, with the events.
+
+    The loss is that of single steps: between readings nothing is looked at. On small batches its noise
+    makes phases of its own; then name an average with ``loss``, or raise ``window``.
+
+    Args:
+        every_n_steps: an interval in optimizer steps, or a schedule; ``None``: 12 a decade, log-spaced.
+        layers: a glob, or a list of globs, on module names; ``None``: all, at most ``max_layers``.
+            Symmetries are followed whose units one of these layers makes.
+        max_layers: how many layers to watch when ``layers`` is ``None``.
+        kinds: kinds of symmetry to follow.
+        scale: length of a unit's weights that counts as fully broken; 1 is that of the incoming weights
+            at the usual initialisation. ``None``: by direction alone, so that small weights count in full.
+        broken_above, restored_below: see above.
+        max_units: units read of each block of a symmetry, evenly spread over it (the subgroup that
+            moves these alone): distances are taken between all pairs. Counts are of these units.
+        loss: key of ``trainer.callback_metrics`` to read as the loss, such as ``"val_loss"``; ``None``: what
+            ``training_step`` returned.
+        steep, flat, window: see :func:`~lightning_sym.functional.loss_phases`.
+        reference: another network of this architecture to compare representations with: path of a
+            Lightning checkpoint or state dict (read without unpickling objects) or of a
+            ``.safetensors`` file.
+        data: probe samples ``[N, ...]`` for it; ``None``: the first samples of the first batch.
+        samples: at most so many of them, over all ranks.
+        inputs: where the module's input is in a batch.
+        forward: what to call on the probe samples: a method of the module, or a function of
+            (module, inputs).
+        keep_distances: keep every unit's distance at every reading (4 bytes each).
+        histograms: log them as histograms as well.
+        picture: draw the course for loggers that take figures.
+        strict: raise what goes wrong in here instead of warning once and going on.
+
+    Attributes:
+        events: one dict an event: ``event`` ("broken", "restored", "drop" or "plateau"); ``step`` and
+            ``after``, the readings that it happened between; ``where``, ``"<layer>/<what>"`` or
+            ``"loss"``; and ``units``, a list (of units, numbered through blocks; of a rotation, ranks of
+            directions), or ``value``, the loss.
+        distances: one dict a reading: ``step`` and, by ``"<layer>/<what>"``, float32 distances ``[S]``.
+            Step 0 is before the first step.
+        symmetries: what is followed, by ``"<layer>/<what>"``; during a fit.
+
+    Raises:
+        ValueError: if an argument is out of its range; at fit start, if a glob matches no layer or the
+            reference does not fit the module.
+        FileNotFoundError: at fit start, if there is no such reference.
+        TypeError: at fit start, if the module has no such method.
+    """
+
+    quantity: ClassVar[str] = "hierarchy"
+    wants = Wants(outputs=Moments.SECOND)
+
+    def __init__(
+        self,
+        *,
+        every_n_steps: int | Schedule | None = None,
+        layers: str | list[str] | None = None,
+        max_layers: int = 12,
+        kinds: list[str] | None = None,
+        scale: float | None = 1.0,
+        broken_above: float = 0.1,
+        restored_below: float = 0.05,
+        max_units: int = 256,
+        loss: str | None = None,
+        steep: float = 1.0,
+        flat: float = 0.25,
+        window: float = 1.3,
+        reference: str | Path | None = None,
+        data: Tensor | None = None,
+        samples: int = 256,
+        inputs: Locator = 0,
+        forward: str | Callable[[LightningModule, Tensor], Any] = "forward",
+        keep_distances: bool = True,
+        histograms: bool = False,
+        picture: bool = True,
+        strict: bool = False,
+    ) -> None:
+        due = LOG_SPACED if every_n_steps is None else every_n_steps
+        super().__init__(every_n_steps=due, layers=layers, max_layers=max_layers, strict=strict)
+        chosen = list(KINDS) if kinds is None else list(kinds)
+        if not chosen or not set(chosen) <= set(KINDS):
+            raise ValueError(f"kinds must be among {list(KINDS)}, got {chosen}")
+        if scale is not None and not 0 < scale < math.inf:
+            raise ValueError(f"scale must be positive or None, got {scale}")
+        if not 0 <= restored_below <= broken_above < 1 or broken_above == 0:
+            raise ValueError(
+                "restored_below and broken_above must be in order and in [0, 1), "
+                f"got {restored_below} and {broken_above}"
+            )
+        for name, value in (("max_units", max_units), ("samples", samples)):
+            if value < 2:
+                raise ValueError(f"{name} must be at least 2, got {value}")
+        if not (flat < steep and window > 1):
+            raise ValueError(
+                f"flat must be less than steep and window above 1, got {flat}, {steep} and {window}"
+            )
+        if data is not None and len(data) < 2:
+            raise ValueError(f"data must hold at least 2 samples, got {len(data)}")
+        self.kinds, self.scale, self.max_units = chosen, scale, max_units
+        self.broken_above, self.restored_below = broken_above, restored_below
+        self.loss, self.steep, self.flat, self.window = loss, steep, flat, window
+        self.reference = None if reference is None else str(reference)
+        self.data, self.samples, self.inputs, self.forward = data, samples, inputs, forward
+        self.keep_distances, self.histograms, self.picture = keep_distances, histograms, picture
+        self.events: list[dict[str, Any]] = []
+        self.distances: list[dict[str, Any]] = []
+        self.symmetries: dict[str, Symmetry] = {}
+        self._numbers: dict[str, list[int]] = {}  # of the units read, among all
+        self._begun = False
+        self._other: dict[str, Tensor] | None = None  # the reference's tensors, until they are used
+        self._losses: list[Tensor] = []  # of the batches of the step that is under way
+        self._at = -1  # the steps that had been made when it began
+        self._seen: tuple[Observation, int] | None = None
+        self._now: dict[str, Any] = {}
+        self._reset()
+
+    def _reset(self) -> None:
+        """Forget what belongs to one run."""
+        self._broken: dict[str, Tensor] = {}
+        self._course: list[list[float]] = []  # [step, loss]
+        self._read_at = 0
+        self._probe: dict[str, Any] = {}
+
+    @property
+    @override
+    def state_key(self) -> str:
+        return self._generate_state_key(
+            every_n_steps=repr(self.schedule), layers=self.layers, kinds=self.kinds, reference=self.reference
+        )
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            **super().state_dict(),
+            "events": [dict(event) for event in self.events],
+            "distances": [dict(row) for row in self.distances],
+            "broken": dict(self._broken),
+            "course": [list(point) for point in self._course],
+            "read_at": self._read_at,
+            "probe": dict(self._probe),
+        }
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        self.events = [dict(event) for event in state_dict["events"]]
+        self.distances = [dict(row) for row in state_dict["distances"]]
+        self._broken = dict(state_dict["broken"])
+        self._course = [list(point) for point in state_dict["course"]]
+        self._read_at = int(state_dict["read_at"])
+        self._probe = dict(state_dict["probe"])
+
+    @override
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_fit_start(trainer, pl_module)
+        method(pl_module, self.forward, argument="forward")
+        if self.reference is not None:
+            self._other = load_tensors(self.reference, pl_module)
+
+    @override
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.global_step < self._last or trainer.global_step == 0:  # a new run, not one resumed
+            self._reset()
+        self._begun, self._losses, self._at, self._seen = False, [], -1, None
+        super().on_train_start(trainer, pl_module)
+
+    @override
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        if trainer.global_step != self._at:
+            self._losses, self._at = [], trainer.global_step
+        if not self._begun:
+            self._begun = True
+            with self.guard(trainer, "the search for symmetries"), undisturbed(pl_module):
+                self._find(pl_module, batch)
+                if not self._broken:
+                    self._judge(self._read_distances(), step=trainer.global_step)
+            with self.guard(trainer, "the reference"), undisturbed(pl_module):
+                if self._other is not None and not self._probe:
+                    self._look_at_reference(trainer, pl_module, batch)
+                self._other = None
+        super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
+
+    @override
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if (value := _loss(outputs)) is not None:
+            self._losses.append(value)
+        # The first monitor's turn hands out the observation, maybe before this one knows the loss.
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+        if self._seen is not None:
+            (seen, step), self._seen = self._seen, None
+            self._now = {}
+            with self.guard(trainer, "the loss"):
+                self._now["loss"] = self._mean_loss(trainer, pl_module)
+            with self.guard(trainer, "the alignment with the reference"), undisturbed(pl_module):
+                self._now["alignment"] = self._alignment(trainer, pl_module)
+            super().take(trainer, seen, step=step)
+
+    @override
+    def take(self, trainer: Trainer, seen: Observation, *, step: int) -> None:
+        self._seen = (seen, step)
+
+    @override
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        super().teardown(trainer, pl_module, stage)
+        self._other, self._losses, self._seen = None, [], None
+
+    @override
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_fit_end(trainer, pl_module)
+        self.symmetries = {}
+
+    # What is read.
+
+    @override
+    def read(self, seen: Observation) -> Iterator[Reading]:
+        happened = []
+        distances = self._read_distances()
+        changes = self._judge(distances, step=seen.step)
+        for where, broken_S in self._broken.items():
+            yield Reading(f"hierarchy/{where}", float(broken_S.double().mean()))
+            if self.histograms:
+                yield Reading(f"hierarchy/{where}/distances", distances[where])
+        for event in ("broken", "restored"):
+            found = [change for change in changes if change["event"] == event]
+            yield Reading(f"hierarchy/{event}", float(sum(len(change["units"]) for change in found)))
+            happened += found
+        yield from self._read_effective_units()
+        yield from self._read_ranks(seen)
+        if alignment := self._now.get("alignment"):
+            for name, value in alignment.items():
+                yield Reading(f"hierarchy/{name}/alignment", value)
+            yield Reading("hierarchy/alignment", sum(alignment.values()) / len(alignment))
+        happened += self._follow(self._now.get("loss", math.nan), step=seen.step)
+        self._read_at = seen.step
+        if self._course and math.isfinite(self._course[-1][1]):
+            yield Reading("hierarchy/loss", self._course[-1][1])
+        if phases := self._phases():
+            yield Reading("hierarchy/phase", float(phases[-1].what == "drop"))
+        if happened:
+            yield Reading("hierarchy/events", "  \n".join(self._in_words(event) for event in happened))
+        if self.picture:
+            yield Reading("hierarchy/course", self.figure)
+
+    def _find(self, module: LightningModule, batch: Any) -> None:
+        """Find the symmetries whose units a watched layer makes; bound to the module in training."""
+        from lightning_sym.symmetry import find_symmetries, narrowed
+
+        found = find_symmetries(detached_copy(module), locate(batch, self.inputs), kinds=self.kinds)
+        chosen, _ = choose_layers(module, self.layers, max_layers=self.max_layers)
+        watched = {owner for layer in chosen for owner in _owners(layer.name, layer.part)}
+        makers = {owner for layer in watchable_layers(module) for owner in _owners(layer.name, layer.part)}
+        rotated = {(s.path, s.blocks, s.units) for s in found.of_kind("rotation") if s.conserved}
+        self.symmetries, self._numbers = {}, {}
+        for symmetry in found:
+            contained = (symmetry.path, symmetry.blocks, symmetry.units) in rotated
+            if contained and symmetry.kind != "rotation" and self.kinds == list(KINDS):
+                continue  # every invertible matrix may act: permutations, factors and signs among them
+            rows = {action.name.rpartition(".")[0] for action in symmetry.actions if action.dim == 0}
+            if not (rows & makers or rows) & watched:
+                continue
+            where = f"{symmetry.path or 'network'}/{symmetry.kind}"
+            again = sum(label == where or label.startswith(f"{where}_") for label in self.symmetries)
+            where = f"{where}_{again + 1}" if again else where
+            part, numbers = narrowed(symmetry.bind(module), most=self.max_units)
+            self.symmetries[where], self._numbers[where] = part, numbers.tolist()
+
+    def _read_distances(self) -> dict[str, Tensor]:
+        from lightning_sym.symmetry import breaking_distances
+
+        return {
+            where: breaking_distances(symmetry, scale=self.scale).float().cpu()
+            for where, symmetry in self.symmetries.items()
+        }
+
+    def _judge(self, distances: Mapping[str, Tensor], *, step: int) -> list[dict[str, Any]]:
+        """Say which units are broken, and note those that are so since the last reading."""
+        changes = []
+        for where, distance_S in distances.items():
+            above_S, below_S = distance_S > self.broken_above, distance_S < self.restored_below
+            was_S = self._broken.get(where, above_S)
+            now_S = (was_S | above_S) & ~below_S  # NaN is neither above nor below
+            self._broken[where] = now_S
+            for event, mask_S in (("broken", now_S & ~was_S), ("restored", was_S & ~now_S)):
+                if mask_S.any():
+                    units = [self._numbers[where][i] for i in mask_S.nonzero().flatten().tolist()]
+                    place = {"step": step, "after": self._read_at, "where": where}
+                    changes.append({"event": event, **place, "units": units})
+        self.events += changes
+        if self.keep_distances:
+            self.distances.append({"step": step, **distances})
+        return changes
+
+    def _read_effective_units(self) -> Iterator[Reading]:
+        from lightning_sym.symmetry import effective_units
+
+        for where, symmetry in self.symmetries.items():
+            path, _, what = where.rpartition("/")
+            kind, _, again = what.partition("_")
+            turned = any(label.startswith(f"{path}/rotation") for label in self.symmetries)
+            if kind != ("rotation" if turned else "permutation"):
+                continue
+            scaled = any(label.startswith(f"{path}/rescaling") for label in self.symmetries)
+            count = effective_units(
+                symmetry, threshold=self.broken_above, scale=self.scale, by_direction=scaled
+            )
+            yield Reading(f"hierarchy/{path}/effective_units{again and '_' + again}", float(count))
+
+    def _read_ranks(self, seen: Observation) -> Iterator[Reading]:
+        ranks = {
+            layer.name: float(effective_rank_from_eigenvalues(layer.outputs.eigenvalues))
+            for layer in seen.layers
+            if layer.outputs is not None and layer.outputs.n > 1
+        }
+        names = list(ranks)
+        for name, rank in ranks.items():
+            yield Reading(f"hierarchy/{name}/rank", rank)
+        for name, role in zip(names[1:], depth_roles(list(ranks.values())), strict=True):
+            yield Reading(f"hierarchy/{name}/role", ROLES[role])
+
+    def _follow(self, loss: float, *, step: int) -> list[dict[str, Any]]:
+        """Add a loss to the course; return the phase that it opens, if it does."""
+        self._course.append([float(step), loss])
+        last = len(self._course) - 1
+        begun = [
+            {
+                "event": phase.what,
+                "step": step,
+                "after": int(self._course[phase.after][0]),
+                "where": "loss",
+                "value": loss,
+            }
+            for phase in self._phases()
+            if phase.seen == last
+        ]
+        self.events += begun
+        return begun
+
+    def _phases(self) -> list[Phase]:
+        steps, losses = [point[0] for point in self._course], [point[1] for point in self._course]
+        return loss_phases(steps, losses, steep=self.steep, flat=self.flat, window=self.window)
+
+    def _in_words(self, event: Mapping[str, Any]) -> str:
+        when = f"between steps {event['after']} and {event['step']}"
+        if event["where"] == "loss":
+            return f"loss: {event['event']} begins {when}, at {event['value']:.3g}"
+        units, total = event["units"], len(self._numbers[event["where"]])
+        named = ", ".join(str(unit) for unit in units[:_NAMED]) + (", ..." if len(units) > _NAMED else "")
+        return f"{event['where']}: {len(units)} of {total} {event['event']} {when}: {named}"
+
+    def figure(self) -> Any:
+        """Return the run so far, a matplotlib figure: loss, broken units and events."""
+        from lightning_sym.plots.hierarchy import course
+
+        return course(self.history[-len(self._course) :], events=self.events)
+
+    # The loss, and another network.
+
+    def _mean_loss(self, trainer: Trainer, module: LightningModule) -> float:
+        """Return the step's loss, the mean over batches and ranks; NaN if there is none."""
+        parts = [float(value) for value in self._losses]
+        if self.loss is not None:
+            found = trainer.callback_metrics.get(self.loss)
+            parts = [] if found is None else [float(found)]
+        elif module.automatic_optimization:  # Lightning has divided it
+            parts = [value * trainer.accumulate_grad_batches for value in parts]
+        total = torch.tensor([sum(parts), len(parts)], dtype=accumulation_dtype(module.device))
+        if dist.is_available() and dist.is_initialized():
+            total = total.to(module.device)
+            dist.all_reduce(total)
+        return float(total[0] / total[1])
+
+    def _look_at_reference(self, trainer: Trainer, module: LightningModule, batch: Any) -> None:
+        """Run the reference once on the probe set and keep what its layers put out."""
+        x = locate(batch, self.inputs) if self.data is None else self.data
+        if not isinstance(x, Tensor):
+            raise TypeError(f"inputs must find a tensor in a batch, got {type(x).__name__}; pass data")
+        x = x.detach()[: self.samples]
+        x = gather_rows(x)[: self.samples] if self.data is None else x
+        twin = cast(LightningModule, detached_copy(module))
+        with torch.no_grad():
+            for name, tensor in twin.state_dict().items():
+                tensor.copy_(cast(dict[str, Tensor], self._other)[clean_name(name)])
+        x = x.cpu().clone()
+        self._probe = {"x": x, "features": self._features(trainer, twin, x)}
+
+    def _features(self, trainer: Trainer, module: LightningModule, x: Tensor) -> dict[str, Tensor]:
+        """Return what layers put out on the probe set, up to a rotation, ``[N, at most N]``."""
+        function = method(module, self.forward, argument="forward")
+        x = trainer.precision_plugin.convert_input(x.to(module.device))
+        with quietly(trainer, module, batch_statistics=False):
+            found = layer_features(
+                module, x, layers=self.layers, max_layers=self.max_layers, function=function
+            )
+        return {name: _compact(features.cpu()) for name, features in found.items()}
+
+    def _alignment(self, trainer: Trainer, module: LightningModule) -> dict[str, float]:
+        if not self._probe:
+            return {}
+        now, other = self._features(trainer, module, self._probe["x"]), self._probe["features"]
+        return {name: float(gram_alignment(now[name], other[name])) for name in now if name in other}
+
+
+def _loss(outputs: Any) -> Tensor | None:
+    """Return the loss among what a training step returned."""
+    found = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
+    return found.detach() if isinstance(found, Tensor) and found.numel() == 1 else None
+
+
+def _owners(name: str, part: str | None) -> set[str]:
+    """Return the modules whose parameters are a layer's."""
+    return {name} if part is None else {name, name.rpartition(".")[0]}
+
+
+def _compact(features: Tensor) -> Tensor:
+    """Return features ``[N, at most N]`` float64 of the same inner products between samples."""
+    x_ND = features.double()
+    if x_ND.shape[1] <= x_ND.shape[0] or not x_ND.isfinite().all():
+        return x_ND[:, : len(x_ND)]
+    return torch.linalg.qr(x_ND.mT, mode="r").R.mT
