@@ -12,4 +12,5 @@ from lightning_sym.callbacks.knn_probe import KNNProbe as KNNProbe
 from lightning_sym.callbacks.linear_probe import LinearProbe as LinearProbe
 from lightning_sym.callbacks.plasticity import PlasticityMonitor as PlasticityMonitor
 from lightning_sym.callbacks.presets import monitors as monitors
+from lightning_sym.callbacks.sharpness import SharpnessMonitor as SharpnessMonitor
 from lightning_sym.callbacks.syre import Syre as Syre

@@ -81,16 +81,16 @@ def trainability(
 
 
 def detached_copy(module: nn.Module) -> nn.Module:
-    """Deep-copy a module without the trainer it hangs on, and without the observation's hooks."""
-    trainer = getattr(module, "_trainer", None)
-    fabric = getattr(module, "_fabric", None)
-    if isinstance(module, LightningModule):
-        module._trainer, module._fabric = None, None
-    try:
-        twin = copy.deepcopy(module)
-    finally:
-        if isinstance(module, LightningModule):
-            module._trainer, module._fabric = trainer, fabric
+    """Deep-copy a module without the trainer it hangs on, and without the observation's hooks.
+
+    Tensors that it keeps with their graphs (losses in a list) are copied without.
+    """
+    memo: dict[int, Any] = {}
+    for child in module.modules():
+        if isinstance(child, LightningModule):
+            memo |= {id(hung): None for hung in (child._trainer, child._fabric) if hung is not None}
+        _cut_graphs(vars(child), memo, set())
+    twin = copy.deepcopy(module, memo)
     for parameter in twin.parameters():
         parameter.grad = None
     for child in twin.modules():
@@ -98,6 +98,17 @@ def detached_copy(module: nn.Module) -> nn.Module:
             for key in [k for k, hook in hooks.items() if isinstance(_owner(hook), Recorder)]:
                 del hooks[key]
     return twin
+
+
+def _cut_graphs(value: Any, memo: dict[int, Any], seen: set[int]) -> None:
+    """Enter into the memo what stands for tensors with a graph, which ``deepcopy`` refuses."""
+    if isinstance(value, Tensor):
+        if not value.is_leaf:
+            memo[id(value)] = value.detach().clone()
+    elif isinstance(value, dict | list | tuple | set) and id(value) not in seen:
+        seen.add(id(value))
+        for item in value.values() if isinstance(value, dict) else value:
+            _cut_graphs(item, memo, seen)
 
 
 def _owner(hook: Any) -> Any:

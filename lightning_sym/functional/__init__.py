@@ -36,6 +36,7 @@ from lightning_sym.functional.curvature import (
     hessian_product as hessian_product,
     hutchinson_trace as hutchinson_trace,
     lanczos_top as lanczos_top,
+    stability_line as stability_line,
 )
 from lightning_sym.functional.hierarchy import (
     breaking_distance as breaking_distance,

@@ -7,6 +7,7 @@ Shape letters: P parameters, N random vectors, L blocks of parameters, K Lanczos
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -66,7 +67,9 @@ def hessian_product(loss: Tensor, parameters: Sequence[Tensor]) -> Product:
     curved = [i for i, slope in enumerate(slopes) if slope is not None and slope.requires_grad]
 
     def multiply(vector_P: Tensor) -> Tensor:
-        parts = [part.view_as(p) for part, p in zip(vector_P.split(sizes), parameters, strict=True)]
+        parts = [
+            part.view_as(p).to(p.dtype) for part, p in zip(vector_P.split(sizes), parameters, strict=True)
+        ]
         if not curved:
             return torch.zeros_like(vector_P)
         found = torch.autograd.grad(
@@ -208,6 +211,40 @@ def lanczos_top(
     between = torch.diag(beside[:-1], 1)
     values_K, vectors_KK = torch.linalg.eigh(torch.diag(diagonal) + between + between.mT)
     return TopEigenvalue(values_K[-1], (beside[-1] * vectors_KK[-1, -1]).abs())
+
+
+def stability_line(
+    lr: float, *, momentum: float = 0.0, dampening: float = 0.0, nesterov: bool = False
+) -> float:
+    r"""Largest curvature at which gradient descent on a quadratic does not diverge.
+
+    :math:`2/\eta` without momentum, :math:`(2 + 2\mu)/\eta` with heavy-ball momentum, and
+    :math:`(2 + 2\mu)/(\eta\,(1 + 2\mu))` with Nesterov's (Cohen et al., 2021, arXiv 2103.00065);
+    dampening d makes :math:`\eta` a :math:`(1 - d)\eta`. Weight decay adds itself to the curvature.
+
+    Args:
+        lr: learning rate, at least 0.
+        momentum: mu, in [0, 1).
+        dampening: d, in [0, 1]; no part is played by it without momentum.
+        nesterov: Nesterov's momentum, as ``torch.optim.SGD`` has it.
+
+    Returns:
+        Positive; infinite at a rate of 0.
+
+    Raises:
+        ValueError: if a number is out of its range.
+
+    Example:
+        >>> stability_line(0.5), stability_line(0.5, momentum=0.5)
+        (4.0, 6.0)
+    """
+    if not lr >= 0 or not 0 <= momentum < 1 or not 0 <= dampening <= 1:
+        raise ValueError(
+            "lr must be at least 0, momentum in [0, 1) and dampening in [0, 1], "
+            f"got {lr!r}, {momentum!r} and {dampening!r}"
+        )
+    rate = lr * (1 - dampening if momentum else 1) * (1 + 2 * momentum if nesterov else 1)
+    return (2 + 2 * momentum) / rate if rate > 0 else math.inf
 
 
 def _size(sizes: Sequence[int]) -> int:
