@@ -1,6 +1,11 @@
 """Closed forms of the papers this package builds on: what the monitors should read, as numbers."""
 
-from lightning_sym.theory.balance import DiagonalNetwork
+from lightning_sym.theory.balance import (
+    DiagonalNetwork,
+    balance_flow,
+    balancing_factor,
+    noise_matrices,
+)
 from lightning_sym.theory.equilibrium import (
     LayerSpectra,
     NoiseBalance,
@@ -41,6 +46,8 @@ __all__ = [
     "SolvableModel",
     "Staircase",
     "aligned_scales",
+    "balance_flow",
+    "balancing_factor",
     "charge_change",
     "embedding_eigenvalues",
     "equilibrium_spectra",
@@ -56,6 +63,7 @@ __all__ = [
     "linear_hessian_trace",
     "mechanism",
     "noise_balance",
+    "noise_matrices",
     "pace",
     "pair_correlation",
     "regime",

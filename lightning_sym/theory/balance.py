@@ -58,31 +58,76 @@ class DiagonalNetwork:
         v_V = v.double()
         return a1 * v_V.square() - 2 * a2 * v_V + a3
 
-    def critical_temperature(self) -> float:
-        """Return T_c = beta2 / alpha3 of the network of depth 1; above it v goes to zero."""
-        if self.depth != 1:
-            raise ValueError(f"critical_temperature is known for depth 1, got depth={self.depth}")
-        return self.beta[1] / self.alpha[2]
+    def balance_rate(self, v: Tensor, *, temperature: float, decay: float = 0.0) -> Tensor:
+        r"""Return the rate at which u^2 - w^2 of a depth-1 product decays, 4 (T g(v) + gamma), ``[V]``.
 
-    def tail_exponent(self) -> float:
-        """Return the power of v with which the density falls: -5 + 3 / (D + 1), less what data adds at D = 0.
+        Exact for the stochastic differential equation along any path v, whatever its noise does.
+
+        Args:
+            v: values ``[V]``.
+            temperature: T, positive.
+            decay: gamma of a penalty gamma * |theta|^2; torch's ``weight_decay`` is twice that.
 
         Raises:
-            ValueError: at depth 0, where the exponent depends on the temperature.
+            ValueError: at another depth than 1, or if T is not positive.
         """
-        if self.depth == 0:
-            raise ValueError("tail_exponent needs depth >= 1: at depth 0 it depends on the temperature")
-        return -5 + 3 / (self.depth + 1)
+        if self.depth != 1:
+            raise ValueError(f"balance_rate is that of two factors, got depth={self.depth}")
+        return 4 * (_positive(temperature) * self.noise(v) + decay)
+
+    def critical_temperature(self) -> float:
+        """Return the T from which on v goes to zero: beta2 / alpha3 at depth 1, none (infinity) at others.
+
+        At other depths the density can be normalised at every T. For beta2 <= 0 and depth >= 1, v > 0 is
+        never held: 0.
+        """
+        if self.depth and self.beta[1] <= 0:
+            return 0.0
+        return self.beta[1] / self.alpha[2] if self.depth == 1 else math.inf
+
+    def tail_exponent(self, temperature: float | None = None) -> float:
+        """Return the power of v with which the density falls: -5 + 3 / (D + 1), whatever the data.
+
+        At depth 0 data and temperature decide: -2 - beta1 / (T d alpha1).
+
+        Raises:
+            ValueError: at depth 0 without a positive temperature.
+        """
+        if self.depth:
+            return -5 + 3 / (self.depth + 1)
+        if temperature is None:
+            raise ValueError("tail_exponent needs a temperature at depth 0")
+        return -2 - self.beta[0] / (_positive(temperature) * self.width * self.alpha[0])
 
     def mode(self, temperature: float) -> float:
-        """Return the most likely v > 0 of depth 1; 0 where the density diverges (T >= T_c / 3)."""
-        if self.depth != 1:
-            raise ValueError(f"mode is known for depth 1, got depth={self.depth}")
+        """Return the most likely v (at depth >= 1 the most likely v > 0); 0 where the density diverges there.
+
+        It diverges at zero for depth 1 from T_c / 3 on. Closed form at depth 0 and 1.
+        """
         (a1, a2, a3), (b1, b2), T = self.alpha, self.beta, _positive(temperature)
-        if 3 * a3 * T >= b2:
+        if self.depth == 0:
+            rate = T * self.width
+            return (b2 + 2 * rate * a2) / (b1 + 2 * rate * a1)
+        if b2 <= 0 or (self.depth == 1 and 3 * a3 * T >= b2):
             return 0.0
-        half = b1 - 10 * a2 * T
-        return (-half + math.sqrt(half**2 + 28 * a1 * T * (b2 - 3 * a3 * T))) / (14 * a1 * T)
+        if self.depth == 1:
+            half = b1 - 10 * a2 * T
+            return (-half + math.sqrt(half**2 + 28 * a1 * T * (b2 - 3 * a3 * T))) / (14 * a1 * T)
+        n, push = self.depth + 1, self.width ** (1 - 2 / (self.depth + 1)) / T
+
+        def slope(v_V: Tensor) -> Tensor:  # of the log density, times v g n
+            bend_V = v_V * (2 * a1 * v_V - 2 * a2)
+            pull_V = push * (b1 * v_V - b2) * v_V.pow((1 - self.depth) / n)
+            return -3 * self.depth * self.noise(v_V) - n * bend_V - pull_V
+
+        v_V = torch.logspace(-12, 8, 20_001, dtype=torch.float64)
+        falls = torch.nonzero((slope(v_V)[:-1] > 0) & (slope(v_V)[1:] <= 0)).flatten()
+        best = falls[self.log_density(v_V, temperature=T)[falls].argmax()]
+        low, high = v_V[best], v_V[best + 1]
+        for _ in range(60):
+            middle = (low + high) / 2
+            low, high = (middle, high) if slope(middle) > 0 else (low, middle)
+        return float(low)
 
     def log_density(self, v: Tensor, *, temperature: float) -> Tensor:
         r"""Return the logarithm of the stationary density of v > 0, not normalised.
@@ -123,24 +168,110 @@ class DiagonalNetwork:
             )
         n = self.depth + 1
         slope_V = self.width ** (1 - 2 / n) * (b1 * v_V - b2) / (n * v_V.pow(2 * self.depth / n - 1) * g_V)
-        integral_V = torch.cat([v_V.new_zeros(1), torch.cumulative_trapezoid(slope_V, v_V.log())])
+        # From the largest v down: from tiny ones up, where the integrand is huge, all digits would be lost.
+        falling_V = torch.cumulative_trapezoid(slope_V.flip(0), v_V.log().flip(0)).flip(0)
+        integral_V = torch.cat([falling_V, v_V.new_zeros(1)])
         return -3 * self.depth / n * v_V.log() - g_V.log() - integral_V / T
 
     def moments(self, temperature: float) -> tuple[float, float]:
-        """Return mean and standard deviation of v of depth 1; (0, 0) at and above the critical temperature.
+        """Return mean and standard deviation of v; (0, 0) at and above the critical temperature.
 
-        By quadrature in log v from 1e-40 on: near the critical temperature the density's weight lies
-        at tiny v.
+        By quadrature in log v from 1e-40 on (at depth 0 over both signs): near the critical temperature
+        the density's weight lies at tiny v. At depth 0 the deviation is infinite where the tail is too long.
         """
-        if self.depth != 1:
-            raise ValueError(f"moments are known for depth 1, got depth={self.depth}")
-        if temperature >= self.critical_temperature():
+        T = _positive(temperature)
+        if self.critical_temperature() <= T:
             return 0.0, 0.0
+        v_V, weight_V = self._weights(T)
+        mean = float(weight_V @ v_V)
+        if self.depth == 0 and self.tail_exponent(T) >= -3:
+            return mean, math.inf
+        return mean, math.sqrt(max(float(weight_V @ v_V.square()) - mean**2, 0.0))
+
+    def probability(self, edges: Tensor, *, temperature: float) -> Tensor:
+        """Return the stationary probability of v between neighbouring edges.
+
+        Args:
+            edges: ``[E]``, ascending; at depth >= 1 at least 0.
+            temperature: T, positive.
+
+        Returns:
+            ``[E - 1]``. From the critical temperature on everything is at zero, which counts as part of
+            the first interval if that begins there.
+        """
+        T, edges_E = _positive(temperature), edges.double()
+        if self.critical_temperature() <= T:
+            return ((edges_E[:-1] <= 0) & (edges_E[1:] > 0)).double()
+        v_V, weight_V = self._weights(T)
+        order_V = v_V.argsort()
+        total_V = torch.cat([weight_V.new_zeros(1), weight_V[order_V].cumsum(0)])
+        return total_V[torch.searchsorted(v_V[order_V].contiguous(), edges_E.contiguous())].diff()
+
+    def _weights(self, temperature: float) -> tuple[Tensor, Tensor]:
+        """Return a grid of v and the probability of each of its points."""
         log_V = torch.linspace(math.log(1e-40), math.log(1e8), 200_001, dtype=torch.float64)
         v_V = log_V.exp()
-        weight_V = torch.softmax(self.log_density(v_V, temperature=temperature) + log_V, dim=0)
-        mean = float(weight_V @ v_V)
-        return mean, math.sqrt(max(float(weight_V @ v_V.square()) - mean**2, 0.0))
+        if self.depth:
+            return v_V, torch.softmax(self.log_density(v_V, temperature=temperature) + log_V, dim=0)
+        v_V, log_V = torch.cat([-v_V, v_V]), torch.cat([log_V, log_V])
+        return v_V, torch.softmax(self.log_density(v_V, temperature=temperature) + log_V, dim=0)
+
+
+def noise_matrices(jacobian: Tensor) -> tuple[Tensor, Tensor]:
+    r"""Return C1 and C2, which weigh the two sides of a rescaling in the law of balance.
+
+    For a loss that depends on u and w through their product, with
+    :math:`A_{ki} = \partial\ell/\partial(u_i w_k)` of each sample,
+    :math:`C_1 = E[A^\top A] - E[A]^\top E[A]` and :math:`C_2 = E[A A^\top] - E[A] E[A]^\top`.
+
+    Args:
+        jacobian: A ``[N, K, I]``, of N samples, K entries of w and I of u.
+
+    Returns:
+        C1 ``[I, I]`` and C2 ``[K, K]``, float64.
+
+    Raises:
+        ValueError: if the jacobian does not have three dimensions.
+    """
+    if jacobian.ndim != 3:
+        raise ValueError(f"jacobian must be [N, K, I], got {tuple(jacobian.shape)}")
+    a_NKI = jacobian.double() - jacobian.double().mean(0)
+    return (a_NKI.mT @ a_NKI).mean(0), (a_NKI @ a_NKI.mT).mean(0)
+
+
+def balance_flow(
+    u: Tensor, w: Tensor, *, c1: Tensor, c2: Tensor, temperature: float, decay: float = 0.0
+) -> Tensor:
+    r"""Return the law of balance's rate of change of |u|^2 - |w|^2.
+
+    .. math:: \frac{d}{dt}(\lVert u\rVert^2 - \lVert w\rVert^2)
+        = -T(u^\top C_1 u - w^\top C_2 w) - 4\gamma(\lVert u\rVert^2 - \lVert w\rVert^2)
+
+    Args:
+        u: ``[I]``.
+        w: ``[K]``.
+        c1: ``[I, I]``, see :func:`noise_matrices`.
+        c2: ``[K, K]``.
+        temperature: T, learning rate over batch size.
+        decay: gamma of a penalty gamma * |theta|^2; torch's ``weight_decay`` is twice that.
+
+    Returns:
+        Scalar ``[]``; time is steps times the learning rate.
+    """
+    noise = (u @ c1 @ u - w @ c2 @ w) * temperature
+    return -noise - 4 * decay * (u.square().sum() - w.square().sum())
+
+
+def balancing_factor(u: Tensor, w: Tensor, *, c1: Tensor, c2: Tensor) -> Tensor:
+    r"""Return the factor by which u grows and w shrinks to where noise leaves their balance alone.
+
+    :math:`\lambda = (w^\top C_2 w / u^\top C_1 u)^{1/4}`: the product, C1 and C2 stay as they are, and
+    :math:`u^\top C_1 u = w^\top C_2 w` holds for :math:`\lambda u` and :math:`w/\lambda`.
+
+    Returns:
+        Scalar ``[]``; infinite where nothing of u's side is noisy, NaN where neither is.
+    """
+    return ((w @ c2 @ w) / (u @ c1 @ u)).pow(0.25)
 
 
 def simulate(
@@ -152,26 +283,58 @@ def simulate(
     burn_in: int = 3000,
     start: float = 0.5,
     seed: int = 0,
-) -> tuple[float, float]:
-    """Return time-averaged mean and deviation of v by the SDE of a balanced depth-1 network.
+    edges: Tensor | None = None,
+) -> tuple[float, float] | tuple[float, float, Tensor]:
+    r"""Return time-averaged mean and deviation of v by the stochastic differential equation.
 
-    In log v, with a time step that each chain chooses (plain steps in u and w blow up) and moments
-    weighted by it.
+    Balanced products move together. With n = D + 1 factors and :math:`a = (v/d)^{(D-1)/n}`,
+
+    .. math:: d\ln v = -2n\,[a(\beta_1 v - \beta_2) + T g a^2]\,dt + 2na\sqrt{Tg}\,dW.
+
+    It is run in log v (at depth 0 in v itself), with a time step that each chain chooses (plain steps in
+    the factors blow up) and averages weighted by it.
+
+    Args:
+        network: the network.
+        temperature: T, positive.
+        chains: independent copies.
+        steps: of each.
+        burn_in: of them, left out of the averages.
+        start: v at the start, positive at depth >= 1.
+        seed: of the noise.
+        edges: also return the share of time between neighbouring edges ``[E]``, ``[E - 1]``.
+
+    Returns:
+        Mean and standard deviation, and the shares if edges were given.
     """
     rng = torch.Generator().manual_seed(seed)
-    T, (b1, b2) = _positive(temperature), network.beta
-    log_C = torch.full((chains,), math.log(start), dtype=torch.float64)
+    T, (b1, b2), n = _positive(temperature), network.beta, network.depth + 1
+    deep = network.depth > 0
+    x_C = torch.full((chains,), math.log(start) if deep else start, dtype=torch.float64)
     sums = torch.zeros(3, dtype=torch.float64)
+    shares = None if edges is None else torch.zeros(len(edges) + 1, dtype=torch.float64)
     for step in range(steps):
-        v_C = log_C.exp()
-        g_C = network.noise(v_C)
-        dt_C = 0.01 / (1 + (v_C - b2 / b1).abs() + 8 * T * g_C)
+        v_C = x_C.exp() if deep else x_C
+        g_C, pull_C = network.noise(v_C), b1 * v_C - b2
+        if deep:
+            rate_C = n * (v_C / network.width).pow((network.depth - 1) / n)
+            drift_C = -2 * rate_C * (pull_C + T * g_C * rate_C / n)
+            dt_C = 0.01 / (1 + rate_C / 2 * (v_C - b2 / b1).abs() + 2 * T * g_C * rate_C.square())
+        else:
+            rate_C = torch.full_like(v_C, network.width)
+            drift_C = -2 * rate_C * pull_C
+            dt_C = 0.01 / (1 + rate_C + 2 * T * network.alpha[0] * rate_C.square())
         if step >= burn_in:
             sums += torch.stack([dt_C.sum(), dt_C @ v_C, dt_C @ v_C.square()])
+            if edges is not None and shares is not None:
+                shares.index_add_(0, torch.bucketize(v_C, edges.double(), right=True), dt_C)
         noise_C = torch.randn(chains, dtype=torch.float64, generator=rng)
-        log_C = log_C + (-4 * (b1 * v_C - b2) - 4 * T * g_C) * dt_C + 4 * (T * g_C * dt_C).sqrt() * noise_C
+        x_C = x_C + drift_C * dt_C + 2 * rate_C * (T * g_C * dt_C).sqrt() * noise_C
     mean = float(sums[1] / sums[0])
-    return mean, math.sqrt(max(float(sums[2] / sums[0]) - mean**2, 0.0))
+    deviation = math.sqrt(max(float(sums[2] / sums[0]) - mean**2, 0.0))
+    if shares is None:
+        return mean, deviation
+    return mean, deviation, shares[1:-1] / sums[0]
 
 
 def _positive(temperature: float) -> float:

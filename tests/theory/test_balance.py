@@ -3,7 +3,13 @@
 import pytest
 import torch
 
-from lightning_sym.theory.balance import DiagonalNetwork, simulate
+from lightning_sym.theory.balance import (
+    DiagonalNetwork,
+    balance_flow,
+    balancing_factor,
+    noise_matrices,
+    simulate,
+)
 
 LINE = DiagonalNetwork.noisy_line()
 
@@ -21,12 +27,86 @@ def test_everything_collapses_above_the_critical_temperature():
     assert simulate(LINE, 0.8, chains=300, steps=14_000, burn_in=13_000)[0] < 0.05
 
 
+@pytest.mark.parametrize(
+    ("depth", "width", "temperature"),
+    [(0, 1, 0.05), (0, 3, 0.05), (1, 4, 0.1), (2, 1, 0.1), (2, 3, 0.2), (3, 2, 0.2)],
+)
+def test_any_depth_and_width_is_distributed_as_simulated(depth, width, temperature):
+    network = DiagonalNetwork.noisy_line(depth=depth, width=width)
+    edges = torch.linspace(0, 2.5, 6, dtype=torch.float64)
+    mean, std, shares = simulate(network, temperature, chains=600, steps=2500, burn_in=1000, edges=edges)
+    assert network.moments(temperature) == pytest.approx((mean, std), abs=0.02)
+    torch.testing.assert_close(
+        network.probability(edges, temperature=temperature), shares, atol=0.025, rtol=0
+    )
+    # Against a sum of the density over the same interval.
+    v = torch.logspace(-20, 6, 100_001, dtype=torch.float64)
+    if depth:
+        weight = (network.log_density(v, temperature=temperature) + v.log()).softmax(0)
+        whole = float(weight[(v > 0.5) & (v <= 1.0)].sum())
+        assert float(network.probability(edges, temperature=temperature)[1]) == pytest.approx(whole, abs=1e-3)
+
+
+@pytest.mark.parametrize("depth", [0, 1, 2, 3])
 @pytest.mark.parametrize("temperature", [0.02, 0.08])
-def test_mode_is_the_largest_density(temperature):
+def test_mode_is_the_largest_density(depth, temperature):
+    network = DiagonalNetwork.noisy_line(0.9, sigma=0.8, depth=depth, width=2)
     v = torch.linspace(0.01, 3, 100_001, dtype=torch.float64)
-    at = v[LINE.log_density(v, temperature=temperature).argmax()]
-    assert LINE.mode(temperature) == pytest.approx(float(at), abs=1e-4)
+    at = v[network.log_density(v, temperature=temperature).argmax()]
+    assert network.mode(temperature) == pytest.approx(float(at), abs=1e-4)
+
+
+def test_where_there_is_no_critical_temperature_and_no_mode():
     assert LINE.mode(0.2) == 0.0
+    assert DiagonalNetwork.noisy_line(depth=2).critical_temperature() == float("inf")
+    assert DiagonalNetwork.noisy_line(decay=0.4).critical_temperature() == pytest.approx(0.6 / 3)
+    decayed = DiagonalNetwork.noisy_line(decay=1.5)
+    assert decayed.critical_temperature() == 0.0
+    assert (decayed.mode(0.1), decayed.moments(0.1)) == (0.0, (0.0, 0.0))
+    assert LINE.probability(torch.tensor([0.0, 1, 2]), temperature=0.5).tolist() == [1, 0]
+    wide = DiagonalNetwork.noisy_line(depth=0, width=9)
+    assert wide.moments(0.1) == (pytest.approx(1, abs=1e-3), float("inf"))
+
+
+def test_two_factors_lose_their_imbalance_at_the_rate():
+    generator = torch.Generator().manual_seed(0)
+    u, w = torch.full((500,), 1.4).double(), torch.full((500,), 0.6).double()
+    T, gamma, dt = 0.03, 0.01, 5e-4
+    start = expected = (u**2 - w**2).log()
+    for _ in range(3000):
+        v = u * w
+        expected = expected - LINE.balance_rate(v, temperature=T, decay=gamma) * dt
+        noise = torch.randn(500, dtype=torch.float64, generator=generator)
+        pull = 2 * (v - 1) * dt - 2 * (T * LINE.noise(v) * dt).sqrt() * noise
+        u, w = u - w * pull - 2 * gamma * u * dt, w - u * pull - 2 * gamma * w * dt
+    assert float((start - expected).mean()) > 0.2
+    off = (u**2 - w**2).log() - expected
+    assert float(off.abs().max()) < 0.05  # on each path, whatever its noise
+    assert float(off.mean()) == pytest.approx(0, abs=2e-3)
+
+
+def test_the_law_is_the_mean_step_of_sgd():
+    """One step from one point over many batches: u and w of a two-layer linear network, decay included."""
+    generator = torch.Generator().manual_seed(0)
+    u, w = (torch.randn(n, dtype=torch.float64, generator=generator) for n in (3, 2))
+    x = torch.randn(400, 2, dtype=torch.float64, generator=generator)
+    y = torch.randn(400, 3, dtype=torch.float64, generator=generator)
+    slope = 2 * (torch.outer(u, w) @ x.T - y.T)  # of |u w.x - y|^2
+    jacobian = torch.einsum("in,nk->nki", slope, x)
+    c1, c2 = noise_matrices(jacobian)
+    eta, gamma, size = 1e-3, 0.3, 4
+    flow = balance_flow(u, w, c1=c1, c2=c2, temperature=eta / size, decay=gamma)
+    g_w = torch.einsum("nki,i->nk", jacobian, u)
+    g_u = torch.einsum("nki,k->ni", jacobian, w)
+    batches = torch.randint(0, 400, (20_000, size), generator=generator)
+    step_u, step_w = g_u[batches].mean(1), g_w[batches].mean(1)
+    mean = float((step_u.square().sum(1) - step_w.square().sum(1)).mean())
+    drift = float(g_u.mean(0).square().sum() - g_w.mean(0).square().sum())
+    before = float(u.square().sum() - w.square().sum())
+    assert mean == pytest.approx(float(flow) / eta + 4 * gamma * before / eta + drift, rel=0.03)
+    factor = balancing_factor(u, w, c1=c1, c2=c2)
+    balanced = balance_flow(factor * u, w / factor, c1=c1, c2=c2, temperature=0.1)
+    assert float(balanced) == pytest.approx(0, abs=1e-9 * float(u @ c1 @ u))
 
 
 @pytest.mark.parametrize("depth", [0, 1])
@@ -50,10 +130,24 @@ def test_tail_falls_with_its_power(depth):
     assert float(slope) == pytest.approx(network.tail_exponent(), abs=1e-3)
 
 
+def test_the_tail_at_depth_zero_depends_on_the_temperature():
+    network = DiagonalNetwork.noisy_line(depth=0, width=2)
+    v = torch.logspace(3, 6, 4001, dtype=torch.float64)
+    log_p = network.log_density(v, temperature=0.3)
+    slope = (log_p[-1] - log_p[-200]) / (v[-1].log() - v[-200].log())
+    assert float(slope) == pytest.approx(network.tail_exponent(0.3), abs=1e-3)
+
+
 def test_bad_arguments_are_named():
     with pytest.raises(ValueError, match="temperature must be positive, got 0"):
         LINE.mode(0)
     with pytest.raises(ValueError, match="v must be positive"):
         LINE.log_density(torch.tensor([-1.0, 1.0]), temperature=0.1)
+    with pytest.raises(ValueError, match="needs a temperature at depth 0"):
+        DiagonalNetwork.noisy_line(depth=0).tail_exponent()
+    with pytest.raises(ValueError, match="two factors, got depth=2"):
+        DiagonalNetwork.noisy_line(depth=2).balance_rate(torch.ones(1), temperature=0.1)
+    with pytest.raises(ValueError, match=r"jacobian must be \[N, K, I\]"):
+        noise_matrices(torch.ones(3))
     with pytest.raises(ValueError, match="alpha must have"):
         DiagonalNetwork((1.0, 2.0, 1.0), (1.0, 1.0))
