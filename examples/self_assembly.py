@@ -1,0 +1,362 @@
+"""Does a circuit that never transports a weight learn as well as backprop, and does it wire itself for it?
+
+A fully connected circuit under four rules, from random initial connectivity, next to backprop from the same
+ascending weights: accuracy, the angle of feedback to forward weights, the angle of the updates to
+backprop's. Rules named four_synapse are a reconstruction: the equations of "Self-Assembly of a Biologically
+Plausible Learning Circuit" (2024, arXiv 2412.20018) were not available. ``--search`` tries settings on held
+out training images and writes down every one of them, diverged ones too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import logging
+import math
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from _report import save, spread, table
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+from torch.utils.data import BatchSampler, DataLoader, RandomSampler, TensorDataset
+
+from lightning_sym.callbacks import CircuitMonitor
+from lightning_sym.modules import CircuitDivergenceError, LearningCircuit
+from lightning_sym.modules.circuit_rules import FourSynapse
+from lightning_sym.observe.schedule import LogSpaced
+
+Data = tuple[Tensor, Tensor]
+Setting = dict[str, Any]
+COLUMNS = ("lr", "decay", "lateral_rate", "unit_rows")
+
+
+def four(laterals: str, **setting: Any) -> Setting:
+    """Return a setting of the four-synapse rule."""
+    return {"rule": "four_synapse", "laterals": laterals, **setting}
+
+
+#: Best of the search on each kind of images (``--search``), by rule and by how laterals begin.
+CHOSEN: dict[str, dict[str, Setting]] = {
+    "digits": {
+        "backprop": {"rule": "backprop", "lr": 0.1, "decay": 1e-4},
+        "kolen_pollack": {"rule": "kolen_pollack", "lr": 0.1, "decay": 1e-2},
+        "feedback_alignment": {"rule": "feedback_alignment", "lr": 0.1, "decay": 1e-4},
+        "four_synapse, identity": four("identity", lr=0.1, decay=1e-2, lateral_rate=0.1, unit_rows=True),
+    },
+    "mnist": {
+        "backprop": {"rule": "backprop", "lr": 0.1, "decay": 1e-4},
+        "kolen_pollack": {"rule": "kolen_pollack", "lr": 0.1, "decay": 1e-3},
+        "feedback_alignment": {"rule": "feedback_alignment", "lr": 0.1, "decay": 1e-4},
+        "four_synapse, identity": four("identity", lr=0.1, decay=1e-3, lateral_rate=0.1, unit_rows=True),
+    },
+}
+CHOSEN["fashion-mnist"] = CHOSEN["mnist"]
+
+
+def tensors(options: argparse.Namespace) -> tuple[Data, Data, str]:
+    """Return standardised training and test images in rows, with labels, and the name of the images."""
+    if options.data is None:
+        from sklearn.datasets import load_digits
+
+        stored = load_digits()
+        x, y = torch.tensor(stored.data).float(), torch.tensor(stored.target)
+        test = torch.arange(len(x)) % 5 == 0
+        parts, name = [(x[~test], y[~test]), (x[test], y[test])], "digits"
+    else:
+        from torchvision import datasets
+
+        reader = {"mnist": datasets.MNIST, "fashion-mnist": datasets.FashionMNIST}[options.images]
+        both = [reader(options.data, train=train) for train in (True, False)]
+        parts, name = [(part.data.flatten(1).float(), part.targets) for part in both], options.images
+    mean, std = parts[0][0].mean(), parts[0][0].std()
+    train, test_part = (((x - mean) / std, y.long()) for x, y in parts)
+    return train, test_part, name
+
+
+class Anneal(Callback):
+    """Lets the learning rate fall to zero on a straight line."""
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Set the rate of the coming step."""
+        left = 1 - trainer.global_step / trainer.estimated_stepping_batches
+        for group in trainer.optimizers[0].param_groups:
+            group["lr"] = group.setdefault("initial_lr", group["lr"]) * left
+
+
+def train(
+    setting: Setting, train: Data, test: Data, *, seed: int, options: Any, watch: bool
+) -> dict[str, Any]:
+    """Fit one circuit and return its accuracy, or what it said when it diverged, and the monitor's rows."""
+    x, y = train
+    rule: Any = setting["rule"]
+    if rule == "four_synapse":
+        rule = FourSynapse(
+            setting["lateral_rate"], laterals=setting["laterals"], unit_rows=setting["unit_rows"]
+        )
+    module = LearningCircuit(
+        (x.shape[1],),
+        layers=[*options.hidden, 10],
+        rule=rule,
+        lr=setting["lr"],
+        decay=setting["decay"],
+        seed=seed,
+    )
+    order = RandomSampler(range(len(x)), generator=torch.Generator().manual_seed(seed))
+    batches = BatchSampler(order, options.batch, drop_last=True)
+    monitor = CircuitMonitor(every_n_steps=LogSpaced(options.readings), pictures=False, strict=True)
+    trainer = Trainer(
+        accelerator="cpu",
+        max_epochs=options.epochs,
+        callbacks=[Anneal(), *[monitor] * watch],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    try:
+        trainer.fit(module, DataLoader(TensorDataset(x, y), sampler=batches, batch_size=None))
+    except CircuitDivergenceError as error:
+        return {"accuracy": None, "diverged": str(error), "history": []}
+    with torch.no_grad():
+        accuracy = float((module(test[0]).argmax(1) == test[1]).double().mean())
+    return {"accuracy": accuracy, "diverged": "", "history": monitor.history}
+
+
+def grid(*, smoke: bool) -> list[Setting]:
+    """Return the settings that the search tries."""
+    found: list[Setting] = []
+    for rule, decays in (
+        ("backprop", (0.0, 1e-4, 1e-3)),
+        ("feedback_alignment", (0.0, 1e-4, 1e-3)),
+        ("kolen_pollack", (1e-4, 1e-3, 1e-2)),
+    ):
+        for lr, decay in itertools.product((0.03, 0.1, 0.3), decays):
+            found.append({"rule": rule, "lr": lr, "decay": decay})
+    for laterals, lrs in (
+        ("identity", (0.03, 0.1, 0.3)),
+        ("positive", (0.003, 0.03)),
+        ("random", (0.003, 0.03)),
+    ):
+        for lr, rate, decay, unit in itertools.product(
+            lrs, (0.01, 0.1, 1.0), (1e-3, 1e-2, 1e-1), (True, False)
+        ):
+            found.append(
+                {"rule": "four_synapse", "lr": lr, "decay": decay,
+                 "laterals": laterals, "lateral_rate": rate, "unit_rows": unit}
+            )  # fmt: skip
+    return found[::16] if smoke else found
+
+
+def group(setting: Setting) -> str:
+    """Return the name under which a setting competes."""
+    return ", ".join([setting["rule"], *([setting["laterals"]] if "laterals" in setting else [])])
+
+
+def search(options: argparse.Namespace) -> None:
+    """Try every setting once, the best three of each group again over seeds; write all of it down."""
+    (x, y), _, name = tensors(options)
+    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))
+    held = min(len(x) // 5, 5000)
+    test, kept = order[:held], order[held:][: options.search_train]
+    parts = ((x[kept], y[kept]), (x[test], y[test]))
+    rows: list[dict[str, Any]] = []
+    for setting in grid(smoke=options.smoke):
+        result = train(setting, *parts, seed=0, options=options, watch=False)
+        seen = {"accuracy": [result["accuracy"]], "diverged": result["diverged"]}
+        rows.append({"group": group(setting), **setting, **seen})
+        print(rows[-1], flush=True)
+    best: dict[str, Any] = {}
+    for kind in dict.fromkeys(row["group"] for row in rows):
+        able = [row for row in rows if row["group"] == kind and not row["diverged"]]
+        able = sorted(able, key=lambda row: -row["accuracy"][0])[:3]
+        for row in able:
+            more = [train(row, *parts, seed=s, options=options, watch=False) for s in range(1, options.seeds)]
+            row["accuracy"] += [result["accuracy"] for result in more]
+        if able:
+            best[kind] = max(able, key=lambda row: spread(row["accuracy"])["mean"])
+    print(
+        table(
+            [(k, *(r.get(c, "") for c in COLUMNS), spread(r["accuracy"])["mean"]) for k, r in best.items()],
+            ("best of", *COLUMNS, "accuracy"),
+        )
+    )
+    tried = {kind: [row for row in rows if row["group"] == kind] for kind in dict.fromkeys(map(group, rows))}
+    counts = {
+        k: {"tried": len(r), "diverged": sum(bool(row["diverged"]) for row in r)} for k, r in tried.items()
+    }
+    config = {"images": name, "train": len(kept), "held_out": held, **settings(options)}
+    result = {"config": config, "counts": counts, "best": best, "tried": rows}
+    save(options.out, f"self_assembly_search_{name}", result)
+
+
+def settings(options: argparse.Namespace) -> dict[str, Any]:
+    """Return what every fit shares, for the record."""
+    return {key: getattr(options, key) for key in ("hidden", "batch", "epochs", "seeds")}
+
+
+def hidden_mean(row: dict[str, float], what: str, layers: int) -> float:
+    """Return the mean of a layer reading over the layers below the output, where they have it."""
+    values = [row.get(f"circuit/layers.{k}/{what}", math.nan) for k in range(layers)]
+    values = [value for value in values if not math.isnan(value)]
+    return sum(values) / len(values) if values else math.nan
+
+
+def summary(runs: list[dict[str, Any]], layers: int) -> dict[str, Any]:
+    """Return accuracy, readings at the end and curves over steps, with their spread over seeds."""
+    said = [run["diverged"] for run in runs if run["diverged"]]
+    found: dict[str, Any] = {"accuracies": [run["accuracy"] for run in runs], "diverged": len(said)}
+    if said:
+        return found | {"said": said}
+    found["accuracy"] = spread(found["accuracies"])
+    last = [run["history"][-1] for run in runs]
+    found["end"] = {key: spread([row[key] for row in last]) for key in last[0] if key != "step"}
+    found["start"] = {
+        key: spread([run["history"][0][key] for run in runs])
+        for key in last[0]
+        if key.endswith(("_cosine", "_residual"))
+    }
+    curves: dict[str, Any] = {"step": [row["step"] for row in runs[0]["history"]]}
+    for name, read in (
+        ("feedback", lambda row: row.get("circuit/feedback_cosine", math.nan)),
+        ("update", lambda row: hidden_mean(row, "update_cosine", layers)),
+        ("rank", lambda row: hidden_mean(row, "W_rank", layers)),
+    ):
+        values = [[read(row) for row in run["history"]] for run in runs]
+        if not any(math.isnan(value) for column in values for value in column):  # backprop has no feedback
+            curves[name] = [spread(column) for column in zip(*values, strict=True)]
+    return found | {"curves": curves}
+
+
+def points(accuracies: list[Any], reference: list[Any]) -> list[float]:
+    """Return differences in percentage points, seed by seed, where neither diverged."""
+    pairs = zip(accuracies, reference, strict=True)
+    return [100 * (a - b) for a, b in pairs if a is not None and b is not None]
+
+
+def draw(results: dict[str, Any], name: str) -> Any:
+    """Draw the gap to backprop, and both angles over steps."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 3.6), layout="constrained")
+    left, *others = figure.subplots(1, 3)
+    reference = results["backprop"]["accuracies"]
+    for k, (rule, row) in enumerate(results.items()):
+        gaps = points(row["accuracies"], reference)
+        left.plot(gaps, [-k] * len(gaps), "o", color=f"C{k}", markersize=4)
+        for axes, what in zip(others, ("feedback", "update"), strict=True):
+            if what in row.get("curves", {}):
+                mean, std = ([point[s] for point in row["curves"][what]] for s in ("mean", "std"))
+                low, high = ([m + sign * d for m, d in zip(mean, std, strict=True)] for sign in (-1, 1))
+                axes.plot(row["curves"]["step"], mean, color=f"C{k}", label=rule)
+                axes.fill_between(row["curves"]["step"], low, high, color=f"C{k}", alpha=0.2, linewidth=0)
+    left.set_yticks(
+        [-k for k in range(len(results))], [rule.replace(", ", ",\n") for rule in results], fontsize=7
+    )
+    left.axvline(0, color="0.8", linewidth=0.8, zorder=0)
+    left.axvspan(-1, 1, color="0.94", zorder=0)
+    left.set_xscale("symlog", linthresh=2)
+    left.set_xlabel("test accuracy less backprop's, points\n(grey: within 1)")
+    left.set_title(name)
+    for axes, title in zip(
+        others, ("cos($W^T$, V), mean over layers", "update and backprop's, cos, hidden"), strict=True
+    ):
+        axes.set(xscale="log", xlabel="optimizer steps", title=title, ylim=(-0.3, 1.05))
+        axes.axhline(0, color="0.8", linewidth=0.8, zorder=0)
+    others[1].legend(fontsize=7, loc="lower left")
+    return figure
+
+
+def compare(options: argparse.Namespace) -> None:
+    """Train all rules over seeds; print the table, write JSON and picture."""
+    train_part, test, name = tensors(options)
+    results: dict[str, Any] = {}
+    layers = len(options.hidden)
+    for rule, setting in CHOSEN[name].items():
+        runs = [
+            train(setting, train_part, test, seed=seed, options=options, watch=True)
+            for seed in range(options.seeds)
+        ]
+        results[rule] = {
+            "setting": setting,
+            "reconstruction": "four_synapse" in rule,
+            **summary(runs, layers),
+        }
+        print(rule, results[rule]["accuracies"], flush=True)
+    reference = results["backprop"]["accuracies"]
+    rows = []
+    for rule, row in results.items():
+        gap = points(row["accuracies"], reference)
+        row["gap"] = spread(gap) if gap else None
+        told: list[Any] = ["", "", "", "", "", "", ""]
+        if not row["diverged"]:
+            angles = [
+                row[part].get("circuit/feedback_cosine", {}).get("mean", "") for part in ("start", "end")
+            ]
+            update = [row["curves"]["update"][k]["mean"] for k in (0, -1)]
+            told = [*(row["accuracy"][k] for k in ("mean", "std")), row["gap"]["mean"], *angles, *update]
+        rows.append((rule + " (reconstruction)" * row["reconstruction"], *told, row["diverged"]))
+    header = (
+        "rule",
+        "accuracy",
+        "std",
+        "gap, points",
+        "cos(W,V) start",
+        "end",
+        "cos(dW) start",
+        "end",
+        "diverged",
+    )
+    print(f"\n{name}\n{table(rows, header)}")
+    parity = {
+        rule: abs(row["gap"]["mean"])
+        for rule, row in results.items()
+        if rule != "backprop" and row["gap"] and not row["diverged"]
+    }
+    closest = min(parity, key=lambda rule: parity[rule])
+    print(f"\nClosest without weight transport: {closest}, parity within {parity[closest]:.2f} points.")
+    config = {"images": name, "train": len(train_part[0]), "test": len(test[0]), **settings(options)}
+    save(options.out, f"self_assembly_{name}", {"config": config, "rules": results}, draw(results, name))
+
+
+def main() -> None:
+    """Compare the rules, or search their settings."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("runs/self_assembly"))
+    parser.add_argument(
+        "--data", type=Path, default=None, help="a torchvision root; default: scikit-learn's digits"
+    )
+    parser.add_argument("--images", choices=("mnist", "fashion-mnist"), default="mnist", help="of --data")
+    parser.add_argument(
+        "--hidden", type=int, nargs="+", default=None, help="default: 64 64, or 256 256 with --data"
+    )
+    parser.add_argument("--epochs", type=int, default=None, help="default: 40, or 3 with --data")
+    parser.add_argument("--batch", type=int, default=None, help="default: 32, or 64 with --data")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--readings", type=int, default=8, help="of the monitor, per factor of ten in steps")
+    parser.add_argument(
+        "--search", action="store_true", help="try settings instead; writes self_assembly_search_*"
+    )
+    parser.add_argument(
+        "--search-train", type=int, default=12_800, help="training images of the search, at most"
+    )
+    parser.add_argument("--smoke", action="store_true", help="seconds: two seeds, few epochs, few settings")
+    options = parser.parse_args()
+    large = options.data is not None
+    options.hidden = options.hidden or ([256, 256] if large else [64, 64])
+    options.epochs = options.epochs or (3 if large else 40)
+    options.batch = options.batch or (64 if large else 32)
+    if options.smoke:
+        options.seeds, options.hidden, options.readings = 2, [24, 16], 2
+        options.epochs = 1 if options.search else 4
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module="lightning.*")
+    search(options) if options.search else compare(options)
+
+
+if __name__ == "__main__":
+    main()
