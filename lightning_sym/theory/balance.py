@@ -22,7 +22,7 @@ class DiagonalNetwork:
 
     Args:
         alpha: Var[x^2], E[x^3 y] - E[x^2] E[xy] and Var[xy].
-        beta: E[x^2] and E[xy]; with weight decay gamma * |theta|^2 take E[xy] - gamma.
+        beta: E[x^2] and E[xy]; with weight decay gamma * |theta|^2 take E[xy] - gamma (at depth 1 only).
         depth: D, at least 0; each product has D + 1 factors.
         width: d, the number of live products, at least 1.
 
@@ -49,7 +49,13 @@ class DiagonalNetwork:
     def noisy_line(
         cls, k: float = 1.0, *, sigma: float = 1.0, decay: float = 0.0, depth: int = 1, width: int = 1
     ) -> DiagonalNetwork:
-        """Return the network for y = k x + noise of deviation ``sigma``, x standard normal."""
+        """Return the network for y = k x + noise of deviation ``sigma``, x standard normal.
+
+        Raises:
+            ValueError: if there is ``decay`` (gamma) at another depth than 1.
+        """
+        if decay and depth != 1:
+            raise ValueError(f"decay has a closed form at depth 1, got depth={depth}")
         return cls((2.0, 2 * k, 2 * k**2 + sigma**2), (1.0, k - decay), depth, width)
 
     def noise(self, v: Tensor) -> Tensor:

@@ -145,6 +145,8 @@ def test_bad_arguments_are_named():
         LINE.log_density(torch.tensor([-1.0, 1.0]), temperature=0.1)
     with pytest.raises(ValueError, match="needs a temperature at depth 0"):
         DiagonalNetwork.noisy_line(depth=0).tail_exponent()
+    with pytest.raises(ValueError, match="closed form at depth 1, got depth=2"):
+        DiagonalNetwork.noisy_line(decay=0.1, depth=2)
     with pytest.raises(ValueError, match="two factors, got depth=2"):
         DiagonalNetwork.noisy_line(depth=2).balance_rate(torch.ones(1), temperature=0.1)
     with pytest.raises(ValueError, match=r"jacobian must be \[N, K, I\]"):
