@@ -16,7 +16,7 @@ from typing_extensions import override
 from lightning_sym.datamodules.augment.parameters import ViewParameters, draw
 from lightning_sym.datamodules.augment.recipes import ViewRecipe
 from lightning_sym.datamodules.augment.threads import side_by_side
-from lightning_sym.datamodules.sources import as_bytes, name_of
+from lightning_sym.datamodules.sources import UNREADABLE, as_bytes, name_of
 
 Ticket = tuple[int, int]  # epoch, index
 
@@ -151,7 +151,7 @@ class RawImages(Dataset[RawBatch]):
                 try:
                     image, label = self.data[index]
                     image = as_bytes(image, channels=self.channels, max_side=self.max_side)
-                except (OSError, SyntaxError, ValueError) as error:
+                except UNREADABLE as error:
                     failed.append((name_of(self.data, index), f"{type(error).__name__}: {error}"))
                     check_corrupt(dict(failed), self.max_corrupt)
                     continue

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import struct
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from PIL.Image import DecompressionBombError
 from torch import Tensor
 
 from lightning_sym.datamodules.augment.recipes import unknown
@@ -19,6 +22,15 @@ TORCHVISION: dict[str, tuple[str, int, Moments]] = {  # class, pixels a side, ch
     "cifar100": ("CIFAR100", 32, ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762))),
     "stl10": ("STL10", 96, ((0.4467, 0.4398, 0.4066), (0.2603, 0.2566, 0.2713))),
 }
+UNREADABLE = (  # what Pillow raises on damaged files: broken headers ask for sizes beyond all bounds, too
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    struct.error,
+    zlib.error,
+    DecompressionBombError,
+)
 DIGITS: Moments = ((0.305,) * 3, (0.376,) * 3)
 
 

@@ -262,6 +262,34 @@ def test_corrupt_files_are_named_counted_and_limited(tmp_path):
         batches(strict)
 
 
+@pytest.mark.filterwarnings("ignore:Image size:PIL.Image.DecompressionBombWarning")
+@pytest.mark.parametrize("kind", ["bmp", "jpeg", "png", "tiff", "webp"])
+def test_files_damaged_anywhere_are_read_or_skipped(kind, tmp_path):
+    """A wrong byte in a header may ask for a picture of terabytes; that is a file to skip as well."""
+    write(tmp_path / "clean", 1)
+    image = Image.open(tmp_path / "clean" / "a" / "0.png")
+    image.save(tmp_path / f"whole.{kind}")
+    whole = (tmp_path / f"whole.{kind}").read_bytes()
+    generator = np.random.default_rng(0)
+    folder = tmp_path / "damaged" / "a"
+    folder.mkdir(parents=True)
+    for k in range(60):
+        damaged = bytearray(whole)
+        damaged[int(generator.integers(2, 60))] = int(generator.integers(0, 256))
+        if k % 3 == 0:
+            damaged = damaged[: int(generator.integers(0, len(whole)))]
+        (folder / f"{k}.{kind}").write_bytes(damaged)
+    data = MultiViewDataModule(tmp_path / "damaged", batch_size=4, image_size=8, val_share=0.02)
+    data.setup()
+    images = data.train_dataloader().dataset
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        images.max_corrupt = 60
+        read = images.__getitems__([(0, n) for n in range(len(images))])
+    assert len(read.failed) > 10
+    assert len(read.labels) == len(images)
+
+
 @pytest.mark.parametrize("name", ["cifar10", "cifar100", "stl10"])
 def test_named_sets_are_downloaded_in_prepare_data_only(name, monkeypatch, tmp_path):
     import torchvision
