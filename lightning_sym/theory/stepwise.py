@@ -132,7 +132,7 @@ def tangent_kernel(model: nn.Module, x: Tensor) -> Tensor:
     return jacobian @ jacobian.mT / output.shape[1]
 
 
-def singular_values(t: Tensor | float, *, gamma: Tensor, s0: Tensor | float) -> Tensor:
+def singular_values(t: Tensor | float, gamma: Tensor, s0: Tensor | float) -> Tensor:
     r"""Singular values of the weight over time, in closed form.
 
     .. math:: s_j(t) = \frac{e^{4 \gamma_j t}}{\sqrt{s_j(0)^{-2} + (e^{8 \gamma_j t} - 1) \gamma_j}},
@@ -162,7 +162,7 @@ def singular_values(t: Tensor | float, *, gamma: Tensor, s0: Tensor | float) -> 
     return torch.where(square_J > 0, square, 0.0).sqrt()
 
 
-def embedding_eigenvalues(t: Tensor | float, *, gamma: Tensor, s0: Tensor | float) -> Tensor:
+def embedding_eigenvalues(t: Tensor | float, gamma: Tensor, s0: Tensor | float) -> Tensor:
     r"""Eigenvalues of the embeddings' cross-covariance over time, :math:`\gamma_j s_j(t)^2`.
 
     A logistic from (almost) zero to one for every positive :math:`\gamma_j`.
@@ -182,7 +182,7 @@ def embedding_eigenvalues(t: Tensor | float, *, gamma: Tensor, s0: Tensor | floa
     return gamma.double() * square
 
 
-def learning_times(gamma: Tensor, *, s0: Tensor | float, exact: bool = False) -> Tensor:
+def learning_times(gamma: Tensor, s0: Tensor | float, *, exact: bool = False) -> Tensor:
     r"""Time at which each mode is half learned.
 
     .. math:: \tau_j = -\frac{\ln (\gamma_j s_j(0)^2)}{8 \gamma_j},
@@ -214,7 +214,7 @@ def learning_times(gamma: Tensor, *, s0: Tensor | float, exact: bool = False) ->
     return torch.where(learned, -odds_J.log() / (8 * gamma_J), torch.inf)
 
 
-def staircase_loss(t: Tensor | float, *, gamma: Tensor, s0: Tensor | float) -> Tensor:
+def staircase_loss(t: Tensor | float, gamma: Tensor, s0: Tensor | float) -> Tensor:
     r"""Loss over time, :math:`\sum_j (1 - \gamma_j s_j(t)^2)^2`: a staircase from J down.
 
     Args:

@@ -131,6 +131,9 @@ def test_learning_times():
     assert paper[0].item() == pytest.approx(math.log(100) / 8)
     assert exact[:2].tolist() == pytest.approx(paper[:2].tolist(), rel=0.01)
     assert paper[2:].tolist() == [math.inf, math.inf]
+    assert torch.equal(stepwise.learning_times(gamma, 0.1), paper)  # as the formulas are written
+    at_half = stepwise.singular_values(paper[0], gamma, 0.1)[0]
+    assert at_half.item() == pytest.approx(0.5**0.5, rel=0.01)
 
 
 def test_an_aligned_start_follows_the_closed_form():
