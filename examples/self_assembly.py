@@ -83,43 +83,51 @@ class Anneal(Callback):
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Set the rate of the coming step."""
-        left = 1 - trainer.global_step / trainer.estimated_stepping_batches
-        for group in trainer.optimizers[0].param_groups:
-            group["lr"] = group.setdefault("initial_lr", group["lr"]) * left
+        anneal(trainer.optimizers[0], trainer.global_step / trainer.estimated_stepping_batches)
+
+
+def anneal(optimizer: torch.optim.Optimizer, done: float) -> None:
+    """Set the learning rate when a share of the steps has been made."""
+    for group in optimizer.param_groups:
+        group["lr"] = group.setdefault("initial_lr", group["lr"]) * (1 - done)
 
 
 def train(
-    setting: Setting, train: Data, test: Data, *, seed: int, options: Any, watch: bool
+    setting: Setting, train: Data, test: Data, *, seed: int, options: argparse.Namespace
 ) -> dict[str, Any]:
-    """Fit one circuit and return its accuracy, or what it said when it diverged, and the monitor's rows."""
+    """Fit one circuit; return its accuracy, or what it said when it diverged, and the monitor's rows.
+
+    A search steps without a Trainer, which is several times faster for circuits as small as these.
+    """
     x, y = train
     rule: Any = setting["rule"]
     if rule == "four_synapse":
         rule = FourSynapse(
             setting["lateral_rate"], laterals=setting["laterals"], unit_rows=setting["unit_rows"]
         )
-    module = LearningCircuit(
-        (x.shape[1],),
-        layers=[*options.hidden, 10],
-        rule=rule,
-        lr=setting["lr"],
-        decay=setting["decay"],
-        seed=seed,
-    )
+    layers, shared = [*options.hidden, 10], {"lr": setting["lr"], "decay": setting["decay"], "seed": seed}
+    module = LearningCircuit((x.shape[1],), layers=layers, rule=rule, **shared)
     order = RandomSampler(range(len(x)), generator=torch.Generator().manual_seed(seed))
     batches = BatchSampler(order, options.batch, drop_last=True)
     monitor = CircuitMonitor(every_n_steps=LogSpaced(options.readings), pictures=False, strict=True)
-    trainer = Trainer(
-        accelerator="cpu",
-        max_epochs=options.epochs,
-        callbacks=[Anneal(), *[monitor] * watch],
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
     try:
-        trainer.fit(module, DataLoader(TensorDataset(x, y), sampler=batches, batch_size=None))
+        if options.search:
+            optimizer = module.configure_optimizers()
+            for epoch in range(options.epochs):
+                for k, index in enumerate(batches):
+                    anneal(optimizer, (epoch + k / len(batches)) / options.epochs)
+                    module.learn((x[index], y[index]), optimizer)
+        else:
+            trainer = Trainer(
+                accelerator="cpu",
+                max_epochs=options.epochs,
+                callbacks=[Anneal(), monitor],
+                logger=False,
+                enable_checkpointing=False,
+                enable_progress_bar=False,
+                enable_model_summary=False,
+            )
+            trainer.fit(module, DataLoader(TensorDataset(x, y), sampler=batches, batch_size=None))
     except CircuitDivergenceError as error:
         return {"accuracy": None, "diverged": str(error), "history": []}
     with torch.no_grad():
@@ -135,20 +143,12 @@ def grid(*, smoke: bool) -> list[Setting]:
         ("feedback_alignment", (0.0, 1e-4, 1e-3)),
         ("kolen_pollack", (1e-4, 1e-3, 1e-2)),
     ):
-        for lr, decay in itertools.product((0.03, 0.1, 0.3), decays):
+        for lr, decay in itertools.product((0.03, 0.1, 0.3, 1.0), decays):
             found.append({"rule": rule, "lr": lr, "decay": decay})
-    for laterals, lrs in (
-        ("identity", (0.03, 0.1, 0.3)),
-        ("positive", (0.003, 0.03)),
-        ("random", (0.003, 0.03)),
-    ):
-        for lr, rate, decay, unit in itertools.product(
-            lrs, (0.01, 0.1, 1.0), (1e-3, 1e-2, 1e-1), (True, False)
-        ):
-            found.append(
-                {"rule": "four_synapse", "lr": lr, "decay": decay,
-                 "laterals": laterals, "lateral_rate": rate, "unit_rows": unit}
-            )  # fmt: skip
+    for laterals, lrs in (("identity", (0.1, 0.3)), ("positive", (0.003, 0.03)), ("random", (0.003, 0.03))):
+        rest = itertools.product(lrs, (1e-3, 1e-2, 1e-1), (0.01, 0.1, 1.0), (True, False))
+        for lr, decay, rate, unit in rest:
+            found.append(four(laterals, lr=lr, decay=decay, lateral_rate=rate, unit_rows=unit))
     return found[::16] if smoke else found
 
 
@@ -166,7 +166,7 @@ def search(options: argparse.Namespace) -> None:
     parts = ((x[kept], y[kept]), (x[test], y[test]))
     rows: list[dict[str, Any]] = []
     for setting in grid(smoke=options.smoke):
-        result = train(setting, *parts, seed=0, options=options, watch=False)
+        result = train(setting, *parts, seed=0, options=options)
         seen = {"accuracy": [result["accuracy"]], "diverged": result["diverged"]}
         rows.append({"group": group(setting), **setting, **seen})
         print(rows[-1], flush=True)
@@ -175,7 +175,7 @@ def search(options: argparse.Namespace) -> None:
         able = [row for row in rows if row["group"] == kind and not row["diverged"]]
         able = sorted(able, key=lambda row: -row["accuracy"][0])[:3]
         for row in able:
-            more = [train(row, *parts, seed=s, options=options, watch=False) for s in range(1, options.seeds)]
+            more = [train(row, *parts, seed=s, options=options) for s in range(1, options.seeds)]
             row["accuracy"] += [result["accuracy"] for result in more]
         if able:
             best[kind] = max(able, key=lambda row: spread(row["accuracy"])["mean"])
@@ -277,10 +277,7 @@ def compare(options: argparse.Namespace) -> None:
     results: dict[str, Any] = {}
     layers = len(options.hidden)
     for rule, setting in CHOSEN[name].items():
-        runs = [
-            train(setting, train_part, test, seed=seed, options=options, watch=True)
-            for seed in range(options.seeds)
-        ]
+        runs = [train(setting, train_part, test, seed=seed, options=options) for seed in range(options.seeds)]
         results[rule] = {
             "setting": setting,
             "reconstruction": "four_synapse" in rule,

@@ -248,22 +248,36 @@ class LearningCircuit(LightningModule):
                 "use precision='bf16-mixed' or '32-true'"
             )
 
+    @torch.no_grad()
+    def learn(self, batch: tuple[Tensor, Tensor], optimizer: Any) -> Tensor:
+        """Make one step by the rule: all that a training step does but logging; needs no Trainer.
+
+        Args:
+            batch: inputs and labels or targets of this rank.
+            optimizer: of the circuit's parameters, see :meth:`configure_optimizers`.
+
+        Returns:
+            The outputs before the step, ``[N, K]``.
+
+        Raises:
+            CircuitDivergenceError: see the class.
+        """
+        changes, outputs = self.local_updates(batch)
+        self._check(changes, "the update of ")
+        optimizer.zero_grad()
+        for name, change in changes.items():
+            parameter = self.get_parameter(name)
+            fade = 0.0 if name.endswith("bias") else self.decay
+            parameter.grad = (fade * parameter - change).to(parameter.dtype)
+        optimizer.step()
+        for layer in self.stack:
+            self.rule.after_step(layer.synapses())
+        self._check({name: self.get_parameter(name).detach() for name in changes}, "")
+        return outputs
+
     @override
     def training_step(self, batch: Any, batch_idx: int) -> None:
-        changes, outputs = self.local_updates(batch)
-        with torch.no_grad():
-            self._check(changes, "the update of ")
-            optimizer: Any = self.optimizers()
-            optimizer.zero_grad()
-            for name, change in changes.items():
-                parameter = self.get_parameter(name)
-                fade = 0.0 if name.endswith("bias") else self.decay
-                parameter.grad = (fade * parameter - change).to(parameter.dtype)
-            optimizer.step()
-            for layer in self.stack:
-                self.rule.after_step(layer.synapses())
-            self._check({name: self.get_parameter(name).detach() for name in changes}, "")
-        self._log("train", outputs, batch[1])
+        self._log("train", self.learn(batch, self.optimizers()), batch[1])
 
     @override
     def validation_step(self, batch: Any, batch_idx: int) -> None:
@@ -327,10 +341,10 @@ class LearningCircuit(LightningModule):
         k = int(bad.nonzero()[0])
         layer, population = list(tensors)[k].rsplit(".", 1)
         size = f"{float(rms[k]):.3g}" + (f", more than {limit:g}" if rms[k] > limit else "")
+        step = "" if self._trainer is None else f" at step {self._trainer.global_step}"
         raise CircuitDivergenceError(
             f"the circuit diverged: {what}{population} of {layer} under the rule {self.rule.name!r} has a "
-            f"root mean square of {size} at step {self.trainer.global_step}. Lower lr (or the rule's "
-            "lateral_rate), or raise decay."
+            f"root mean square of {size}{step}. Lower lr (or the rule's lateral_rate), or raise decay."
         )
 
 

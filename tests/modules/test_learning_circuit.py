@@ -198,6 +198,21 @@ def test_a_resumed_fit_is_bitwise_the_whole_one(rule: str, tmp_path: Path) -> No
         assert torch.equal(value, rest.state_dict()[name]), name
 
 
+def test_a_step_without_a_trainer_is_the_trainers() -> None:
+    batch = images(8)
+    fitted, stepped = circuit("four_synapse", momentum=0.9), circuit("four_synapse", momentum=0.9)
+    fit(fitted, batch)
+    optimizer = stepped.configure_optimizers()
+    for part in (slice(0, 4), slice(4, 8)):
+        stepped.learn((batch[0][part], batch[1][part]), optimizer)
+    for name, value in fitted.state_dict().items():
+        assert torch.equal(value, stepped.state_dict()[name]), name
+    with pytest.raises(
+        CircuitDivergenceError, match=r"the circuit diverged: the update of W of layers\.3 under"
+    ):
+        stepped.learn((batch[0] * torch.nan, batch[1]), optimizer)
+
+
 def test_no_graph_is_built_through_the_network(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*args: object, **kwargs: object) -> None:
         raise AssertionError("backward was called")
