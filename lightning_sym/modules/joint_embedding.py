@@ -123,6 +123,11 @@ class JointEmbedding(LightningModule):
         self.log("train_loss", loss, prog_bar=True, batch_size=1)  # of the global batch: equal on ranks
         return loss
 
+    @override
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        """Log the mean loss over all pairs of held-out views, in eval mode, as ``val_loss``."""
+        self.log("val_loss", self.views_loss(batch), prog_bar=True, batch_size=len(batch[0][0]))
+
     def views_loss(self, batch: Any) -> Tensor:
         """Return the mean loss over all pairs of views of a batch.
 

@@ -145,9 +145,34 @@ def test_ranks_share_an_epoch_and_see_samples_as_one_rank_does():
     assert all(torch.allclose(a[1:], b, atol=1e-6) for a, b in zip(full, alone, strict=True))
 
 
-def test_two_gloo_ranks_fit():
-    data = MultiViewDataModule(Noise(), batch_size=8)
-    fit(data, strategy="ddp_fork", devices=2, max_epochs=1)
+class Dump(Recorder):
+    def __init__(self, folder):
+        super().__init__()
+        self.folder = folder
+
+    def on_train_end(self):
+        kept = [(views, labels) for views, labels in self.seen]
+        torch.save(kept, self.folder / f"{self.trainer.world_size}-{self.trainer.global_rank}.pt")
+
+
+@pytest.mark.parametrize("backend", ["batched", "torchvision"])
+def test_two_gloo_ranks_see_what_one_rank_sees(backend, tmp_path):
+    """Step by step the two batches of 4, one by one in turn, are the one batch of 8."""
+
+    def data(batch_size):
+        return MultiViewDataModule(Noise(), batch_size=batch_size, backend=backend, num_workers=1)
+
+    options = {"max_epochs": 2, "limit_val_batches": 0}
+    fit(data(8), Dump(tmp_path), **options)
+    fit(data(4), Dump(tmp_path), strategy="ddp_fork", devices=2, **options)
+    one, *ranks = (torch.load(tmp_path / f"{k}.pt", weights_only=True) for k in ("1-0", "2-0", "2-1"))
+    assert len(one) == len(ranks[0]) == len(ranks[1]) == 8
+    for (views, labels), *shares in zip(one, *ranks, strict=True):
+        joined = torch.stack([share[1] for share in shares], dim=1).flatten()
+        assert torch.equal(joined, labels)
+        for k, view in enumerate(views):
+            joined = torch.stack([share[0][k] for share in shares], dim=1).flatten(0, 1)
+            torch.testing.assert_close(joined, view, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -187,6 +187,21 @@ def test_a_trainer_that_takes_activations_away_is_refused():
 
 
 @each
+def test_held_out_views_are_validated_and_change_nothing(name):
+    """The loss of a validation epoch is the mean over its images, of the module as it is evaluated."""
+    with_it, without, held_out = made(name), made(name), loader(20, batch_size=12, seed=1)
+    metrics = trainer(max_epochs=2)
+    metrics.fit(with_it, loader(), held_out)
+    fitted(without)
+    assert_same_weights(with_it, without, rtol=0, atol=0)
+    with_it.eval()
+    expected = (
+        sum(len(labels) * with_it.views_loss((views, labels)).item() for views, labels in held_out) / 20
+    )
+    assert metrics.callback_metrics["val_loss"].item() == pytest.approx(expected, rel=1e-5)
+
+
+@each
 @pytest.mark.parametrize("stop", [2, 3, 5])  # within an epoch of 3 steps, at its end, within the next
 def test_a_resumed_run_is_bitwise_the_one_that_never_stopped(name, stop, tmp_path):
     class Saver(Callback):
