@@ -41,8 +41,8 @@ class Syre(Callback):
         relative: bool = True,
         start: Literal["keep", "shift"] = "keep",
     ) -> None:
-        if not sigma >= 0:
-            raise ValueError(f"sigma must be at least 0, got {sigma}")
+        if not 0 <= sigma < float("inf"):
+            raise ValueError(f"sigma must be finite and at least 0, got {sigma}")
         if not 0 <= anisotropy < 1:
             raise ValueError(f"anisotropy must be in [0, 1), got {anisotropy}")
         if start not in ("keep", "shift"):

@@ -8,11 +8,14 @@ towards :math:`\theta_0` instead of 0.
 How a step is made, and what it costs beyond the optimizer's own:
 
 * coupled decay (SGD, Adam, RMSprop, Adagrad, ...: ``grad + weight_decay * param``): after the closure the
-  gradient takes on ``-weight_decay * theta_0``. One pass: reads two tensors, writes one.
-* decoupled decay (AdamW, ...: ``param * (1 - lr * weight_decay)``): before the update the parameter takes
-  on ``lr * weight_decay / (1 - lr * weight_decay) * theta_0``. One pass, likewise.
+  gradient takes on ``-weight_decay * theta_0``, and has it until it is zeroed. One pass: reads two
+  tensors, writes one.
+* decoupled decay (AdamW, ...: ``param * (1 - lr * weight_decay)``): before the update the parameter goes
+  the share ``lr * weight_decay`` of its way to ``theta_0``, in place of the optimizer's own decay, which
+  is 0 for the length of the update. One pass, likewise. (Added to what the optimizer shrinks by itself,
+  ``lr * weight_decay * theta_0`` would be below float32's resolution of the weight, and lost.)
 * any other optimizer: the parameters are moved to :math:`\theta` for the update and back after it. Two
-  passes; right for whatever the optimizer does with its parameters.
+  passes; right for whatever the optimizer does with its parameters, but for the rounding of the two moves.
 
 Memory: :math:`\theta_0` takes as much as the weights it is for (and as much again with anisotropy).
 """
@@ -22,7 +25,7 @@ from __future__ import annotations
 import hashlib
 import math
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -49,27 +52,52 @@ class SyreHandle:
     def __init__(
         self,
         optimizer: torch.optim.Optimizer,
-        offsets: dict[Tensor, Tensor],
-        stretches: dict[Tensor, Tensor],
-        names: dict[Tensor, str],
+        named: dict[Tensor, str] | None,
         *,
         sigma: float,
         anisotropy: float,
         seed: int,
+        relative: bool,
     ) -> None:
-        self._optimizer = optimizer
-        self._offsets, self._stretches, self._names = offsets, stretches, names
+        self._optimizer, self._named, self._relative = optimizer, named, relative
         self.sigma, self.anisotropy, self.seed = sigma, anisotropy, seed
+        self._offsets: dict[Tensor, Tensor] = {}
+        self._stretches: dict[Tensor, Tensor] = {}
+        self._names: dict[Tensor, str] = {}
+        self._groups = 0  # how many of the optimizer's groups have what they get
         self._route = _route(optimizer)
+        self._draw()
         self._shifted: list[Tensor] = []
+        self._decays: list[tuple[dict[str, Any], Any]] = []  # of groups whose decay we made in this step
         self._hooks = [
             optimizer.register_step_pre_hook(self._before),
             optimizer.register_step_post_hook(self._after),
         ]
 
+    def _draw(self) -> None:
+        """Draw offsets for groups that have come in since the last look."""
+        groups = self._optimizer.param_groups[self._groups :]
+        if not groups:
+            return
+        self._names |= _names(groups, self._named, first=self._groups)
+        if len(set(self._names.values())) < len(self._names):
+            raise ValueError("named_parameters gives two parameters one name; theta_0 is drawn by name")
+        self._groups += len(groups)
+        for group in groups:
+            for parameter in group["params"]:
+                if parameter.ndim < 2 or not parameter.requires_grad or not group.get("weight_decay", 0):
+                    continue
+                key = f"{self.seed}/{self._names[parameter]}"
+                scale = self.sigma / (math.sqrt(math.prod(parameter.shape[1:])) if self._relative else 1)
+                self._offsets[parameter] = _like(parameter, scale * _normal(parameter, f"offset/{key}"))
+                if self.anisotropy:
+                    uniform = torch.erf(_normal(parameter, f"stretch/{key}") / math.sqrt(2))  # on (-1, 1)
+                    self._stretches[parameter] = _like(parameter, self.anisotropy * uniform)
+
     @property
     def names(self) -> list[str]:
         """Names of the parameters that have an offset."""
+        self._draw()
         return [self._names[parameter] for parameter in self._offsets]
 
     @property
@@ -83,14 +111,16 @@ class SyreHandle:
         Raises:
             KeyError: if the parameter is not one of the optimizer's.
         """
+        self._draw()
         if parameter in self._offsets:
             return self._offsets[parameter].clone()
-        if not any(parameter is p for group in self._optimizer.param_groups for p in group["params"]):
+        if parameter not in self._names:
             raise KeyError("parameter is not one of the optimizer's")
         return torch.zeros_like(parameter, requires_grad=False)
 
     def offsets(self) -> dict[str, Tensor]:
         """Return theta_0 by parameter name."""
+        self._draw()
         return {self._names[parameter]: value.clone() for parameter, value in self._offsets.items()}
 
     def residual_force(self, symmetries: Iterable[Symmetry]) -> dict[Symmetry, Tensor]:
@@ -124,6 +154,7 @@ class SyreHandle:
 
         Every parameter of the optimizer is there; those without an offset are pulled by nothing.
         """
+        self._draw()
         return {
             self._names[parameter]: self.offset(parameter) * float(group.get("weight_decay", 0.0))
             for group in self._optimizer.param_groups
@@ -140,6 +171,7 @@ class SyreHandle:
 
     def _before(self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         self._unshift()  # a step that raised did not come to its end
+        self._draw()
         place = "kwargs" if kwargs.get("closure") is not None else "args"
         closure = kwargs.get("closure") if place == "kwargs" else (args[1] if len(args) > 1 else None)
         if closure is None:
@@ -164,6 +196,8 @@ class SyreHandle:
         found_inf = getattr(self._optimizer, "found_inf", None)
         if found_inf is not None and bool(found_inf.sum() > 0):
             return  # a fused optimizer under a GradScaler: the step will not be made
+        if not self.sigma and not self.anisotropy:
+            return  # theta_0 is 0, and the optimizer's own decay is right as it is
         for group in self._optimizer.param_groups:
             params = [p for p in group["params"] if p in self._offsets and p.grad is not None]
             if not params:
@@ -179,7 +213,14 @@ class SyreHandle:
             pulls = self._pulls(params, offsets)
             if _is_decoupled(self._optimizer, group):
                 rate = float(group["lr"]) * decay
-                torch._foreach_add_(params, pulls, alpha=rate / (1 - rate))
+                if params[0].dtype != torch.float64:  # the factor that the optimizer itself would round to
+                    rate = 1 - float(torch.tensor(1 - rate, dtype=torch.float32))
+                torch._foreach_lerp_(params, pulls, rate)
+                others = [p for p in group["params"] if p not in self._offsets and p.grad is not None]
+                if others:
+                    torch._foreach_mul_(others, 1 - rate)
+                self._decays.append((group, group["weight_decay"]))
+                group["weight_decay"] = 0.0
                 continue
             scale = getattr(self._optimizer, "grad_scale", None)
             alpha = -decay * (float(scale) if scale is not None else 1.0)
@@ -193,6 +234,9 @@ class SyreHandle:
 
     @torch.no_grad()
     def _unshift(self) -> None:
+        while self._decays:
+            group, decay = self._decays.pop()
+            group["weight_decay"] = decay
         if self._shifted:
             params, self._shifted = self._shifted, []
             torch._foreach_add_(params, [self._offsets[p] for p in params])
@@ -219,6 +263,8 @@ def attach_syre(
     Offsets are given to trainable tensors of two dimensions or more in groups whose ``weight_decay``
     is not 0. Biases and normalisation gains (one dimension) keep their ordinary decay: gains are
     centred at 1, to which an offset around 0 would do nothing useful. Frozen tensors are left alone.
+    What is frozen or free of decay at this moment stays without an offset; a group that comes in later
+    (``add_param_group``) is looked at by the same rule at the next step, and its weights stay as they are.
 
     Args:
         optimizer: any ``torch.optim.Optimizer``. Its own ``weight_decay`` is the strength, and may
@@ -244,8 +290,9 @@ def attach_syre(
             to the optimizer already.
 
     Warns:
-        UserWarning: once, if no group decays (syre then does nothing), or if an offset is larger
-            than its weights (training then starts far from where theta_0 pulls).
+        UserWarning: once, if no group decays (syre then does nothing), if an offset is larger than its
+            weights (training then starts far from where theta_0 pulls), or if weights are of half
+            precision (which is too coarse for the pull).
 
     Example:
         >>> model = torch.nn.Linear(4, 2)
@@ -267,22 +314,15 @@ def attach_syre(
         )
     if attached(optimizer):
         raise ValueError("syre is attached to this optimizer already: call its handle's remove() first")
-    names = _names(optimizer, named_parameters)
-    offsets: dict[Tensor, Tensor] = {}
-    stretches: dict[Tensor, Tensor] = {}
-    too_large = []
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            if parameter.ndim < 2 or not parameter.requires_grad or not group.get("weight_decay", 0):
-                continue
-            name = names[parameter]
-            scale = sigma / math.sqrt(math.prod(parameter.shape[1:])) if relative else sigma
-            offsets[parameter] = _like(parameter, scale * _normal(parameter, f"offset/{seed}/{name}"))
-            if anisotropy:
-                uniform = torch.erf(_normal(parameter, f"stretch/{seed}/{name}") / math.sqrt(2))  # on (-1, 1)
-                stretches[parameter] = _like(parameter, anisotropy * uniform)
-            if _norm(offsets[parameter]) > _norm(parameter):
-                too_large.append(name)
+    named: dict[Tensor, str] | None = None
+    if named_parameters is not None:
+        named = {}
+        for name, parameter in named_parameters:
+            named.setdefault(parameter, clean_name(name))
+    handle = SyreHandle(optimizer, named, sigma=sigma, anisotropy=anisotropy, seed=seed, relative=relative)
+    offsets = handle._offsets
+    too_large = [handle._names[p] for p, offset in offsets.items() if _norm(offset) > _norm(p)]
+    coarse = [handle._names[p] for p in offsets if p.dtype in (torch.bfloat16, torch.float16)]
     if not offsets:
         warnings.warn(
             "syre does nothing: no parameter group has both a weight_decay above 0 and a trainable tensor of "
@@ -295,11 +335,17 @@ def attach_syre(
             "well below the initialisation scale",
             stacklevel=2,
         )
+    if coarse:
+        warnings.warn(
+            f"syre's pull is mostly lost to rounding in the half-precision weights of {', '.join(coarse)}; "
+            "keep the optimizer's weights in float32 (mixed precision does)",
+            stacklevel=2,
+        )
     if start == "shift":
         with torch.no_grad():
             for parameter, offset in offsets.items():
                 parameter += offset
-    return SyreHandle(optimizer, offsets, stretches, names, sigma=sigma, anisotropy=anisotropy, seed=seed)
+    return handle
 
 
 def _route(optimizer: torch.optim.Optimizer) -> Literal["native", "shift"]:
@@ -312,29 +358,19 @@ def _is_decoupled(optimizer: torch.optim.Optimizer, group: dict[str, Any]) -> bo
 
 
 def _names(
-    optimizer: torch.optim.Optimizer, named_parameters: Iterable[tuple[str, Tensor]] | None
+    groups: Sequence[dict[str, Any]], named: dict[Tensor, str] | None, *, first: int
 ) -> dict[Tensor, str]:
-    """Return a name for each of the optimizer's parameters."""
-    own = [
-        (f"{g}.{i}", p)
-        for g, group in enumerate(optimizer.param_groups)
-        for i, p in enumerate(group["params"])
-    ]
-    if named_parameters is None:
-        return {p: name for name, p in own}
-    given: dict[Tensor, str] = {}
-    for name, parameter in named_parameters:
-        given.setdefault(parameter, clean_name(name))
-    missing = [place for place, parameter in own if parameter not in given]
+    """Return a name for each parameter of an optimizer's groups, the first of which has this place."""
+    own = {p: f"{g}.{i}" for g, group in enumerate(groups, first) for i, p in enumerate(group["params"])}
+    if named is None:
+        return own
+    missing = [place for parameter, place in own.items() if parameter not in named]
     if missing:
         raise ValueError(
             f"named_parameters lacks {len(missing)} of the optimizer's parameters "
             f"(places {', '.join(missing[:5])})"
         )
-    names = {parameter: given[parameter] for _, parameter in own}
-    if len(set(names.values())) < len(names):
-        raise ValueError("named_parameters gives two parameters one name; theta_0 is drawn by name")
-    return names
+    return {parameter: named[parameter] for parameter in own}
 
 
 def _normal(parameter: Tensor, key: str) -> Tensor:
