@@ -13,6 +13,7 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from lightning_sym.symmetry._legs import Dim, Leg, Mismatch, expand, take
 from lightning_sym.symmetry._trace import Constant, Ref, Step, Trace
@@ -255,6 +256,13 @@ class Rules:
     def _zero(self, ref: Ref) -> bool:
         constant = self.trace.constants.get(ref.number)
         return constant is not None and constant.zero
+
+    def _tiny(self, bound: Any) -> bool:
+        """Whether a number or constant is no larger than a normalisation's guard."""
+        if isinstance(bound, Ref):
+            constant = self.trace.constants.get(bound.number)
+            return constant is not None and constant.most <= EPS
+        return bool(abs(bound) <= EPS)
 
     def _same(self, ref: Ref, dim: int) -> bool:
         constant = self.trace.constants.get(ref.number)
@@ -535,8 +543,8 @@ class Rules:
         if step.op.startswith("aten.hardtanh") and [*step.args[1:], -1, 1][0] == -([*step.args[1:], 1, 1][1]):
             self._odd(step)
             return
-        if step.op.startswith("aten.clamp_min") and abs(step.args[1]) <= EPS:
-            self._homogeneous(step)
+        if step.op.startswith("aten.clamp_min") and self._tiny(step.args[1]):
+            self._homogeneous(Step(step.op, step.args[:1], {}, step.out, step.where))
             return
         self._pointwise(refs, out, scale=False, sign=False, mix=False)
         for ref in [*refs, out]:
@@ -870,6 +878,24 @@ class Rules:
         self.normed.append(x.number)
         self._set(out, [batch, fresh, *space])
         self._affine(out, weight, bias)
+
+    def _op__weight_norm_interface(self, step: Step) -> None:
+        """Weight normalisation: a direction, whose length is divided out, times a gain a unit."""
+        v, g, *rest = step.args
+        out = step.outs[0]
+        unit = rest[0] if rest else 0
+        new = [self._fresh(size) for size in out.shape]
+        for axis, (own, made) in enumerate(zip(self.of(v), new, strict=True)):
+            if axis == unit:
+                gain = self.of(g)[axis]
+                self.events.append(Event((own, gain, made), True, ((0, 1, -1),), ((1, 1, 1),), None))
+            else:
+                self.events.append(Event((own, made), True, _units(2), ((1, 1),), None))
+        self._set(out, new)
+        self.normed.append(v.number)
+        self.factors(out, a=(g, 1))
+        for other in step.outs[1:]:
+            self.dims[other.number] = self._frozen(other)
 
     def _op__softmax(self, step: Step) -> None:
         source, out = step.args[0], step.outs[0]

@@ -19,6 +19,7 @@ autograd graphs, know groups of channels to remove, but neither signs, factors n
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -66,10 +67,12 @@ class Constant:
     Args:
         same: whether all its slices along the dimension are equal.
         zero: whether the tensor is zero all over.
+        most: its largest absolute entry.
     """
 
     same: tuple[bool, ...]
     zero: bool
+    most: float = math.inf
 
 
 @dataclass
@@ -93,6 +96,24 @@ class Trace:
     constants: dict[int, Constant]
     live: set[int]
     result: list[Tensor]
+
+
+class InDouble(TorchDispatchMode):
+    """Runs what asks for less than double precision in double precision.
+
+    A module that computes its norms in float32, as language models do, would otherwise add float32's
+    rounding to a proof in float64.
+    """
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        return func(*args, **_doubled(kwargs or {}))
+
+
+def _doubled(kwargs: dict[str, Any]) -> dict[str, Any]:
+    low = (torch.float32, torch.float16, torch.bfloat16)
+    return {**kwargs, "dtype": torch.float64} if kwargs.get("dtype") in low else kwargs
 
 
 class _Recorder(TorchDispatchMode):
@@ -134,7 +155,7 @@ class _Recorder(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        kwargs = kwargs or {}
+        kwargs = _doubled(kwargs or {})
         seen = tree_map(self.ref, (args, kwargs))
         out = func(*args, **kwargs)
         # What is written in place is a new tensor of the trace, under the old object.
@@ -150,7 +171,7 @@ def _constant(tensor: Tensor) -> Constant:
     if tensor.numel() == 0 or tensor.is_complex():
         return Constant((False,) * tensor.ndim, False)
     same = tuple(bool((tensor == tensor.narrow(dim, 0, 1)).all()) for dim in range(tensor.ndim))
-    return Constant(same, bool((tensor == 0).all()))
+    return Constant(same, bool((tensor == 0).all()), float(tensor.double().abs().max()))
 
 
 def tensors_of(tree: Any) -> list[Tensor]:

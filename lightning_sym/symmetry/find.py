@@ -17,8 +17,8 @@ from torch.utils._pytree import tree_map
 from lightning_sym._names import clean_name
 from lightning_sym.symmetry._rules import Rules
 from lightning_sym.symmetry._solve import Candidate, Solver, touched
-from lightning_sym.symmetry._trace import plain_attention, tensors_of, trace
-from lightning_sym.symmetry.kinds import KINDS
+from lightning_sym.symmetry._trace import InDouble, plain_attention, tensors_of, trace
+from lightning_sym.symmetry.kinds import KINDS, Permutation, SignFlip
 from lightning_sym.symmetry.symmetry import Action, Symmetry, generator, named_tensors
 
 TOLERANCE = 1e-8
@@ -59,10 +59,11 @@ def find_symmetries(
     One forward pass on a float64 copy (on the CPU, in evaluation mode) is traced (see ``_trace`` for the
     choice of tracer), every operation says what may move through it, and the equations are solved. Each
     candidate is then tried: parameters and running statistics of the copy are put to a random point near
-    their values, so that nothing is a symmetry only because a weight is zero, a random element is
-    applied, and the output must not move by more than ``tolerance`` of its largest absolute entry: in
-    evaluation mode and, where there is batch normalisation, with it in training mode. Candidates are tried
-    together first and halved where that fails. What fails is not returned.
+    their values, so that nothing is a symmetry only because a weight is zero, a random element that moves
+    every unit is applied, and the output must not move by more than ``tolerance`` of its largest absolute
+    entry: in evaluation mode and, where there is batch normalisation, with it in training mode. Candidates
+    are tried together first and halved where that fails. What fails is not returned. Forward hooks of the
+    module run, on the copy.
 
     Args:
         module: the network. It is copied and left as it is.
@@ -80,7 +81,7 @@ def find_symmetries(
 
     Raises:
         ValueError: if a kind is unknown, the tolerance not positive, no example is given or the output
-            holds no floating-point numbers.
+            holds no floating-point numbers, or NaN.
 
     Warns:
         UserWarning: if parameters pass through operations that can't be followed; what was found is
@@ -94,7 +95,7 @@ def find_symmetries(
     if not example_inputs:
         raise ValueError("example_inputs must hold what the module's forward takes, got none")
     wanted = set(known if kinds is None else kinds)
-    inner = copy.deepcopy(getattr(module, "_orig_mod", module)).double().cpu().eval()
+    inner = _copy(getattr(module, "_orig_mod", module)).double().cpu().eval()
     inputs = tree_map(_double, example_inputs)
     home = next((tensor.device for tensor in tensors_of(example_inputs)), torch.device("cpu"))
     with torch.random.fork_rng(devices=[]), torch.compiler.set_stance("force_eager"):
@@ -128,6 +129,14 @@ def find_symmetries(
     return Symmetries([s.bind(module) for s in held], untraced=untraced, refuted=[repr(s) for s in proved[1]])
 
 
+def _copy(module: nn.Module) -> nn.Module:
+    """Copy a module, and the tensors that it computed and kept (as old-style weight normalisation does)."""
+    kept = [
+        value for child in module.modules() for value in vars(child).values() if isinstance(value, Tensor)
+    ]
+    return copy.deepcopy(module, {id(t): t.detach().clone() for t in kept if not t.is_leaf})
+
+
 def _double(leaf: Any) -> Any:
     if not isinstance(leaf, Tensor):
         return leaf
@@ -155,6 +164,20 @@ def _renamed(candidate: Candidate) -> Candidate:
     return Candidate(clean(candidate.symmetry), clean(fallback) if fallback is not None else None)
 
 
+def _element(symmetry: Symmetry, seed: int, turn: int) -> Tensor:
+    """Return a random element that moves every unit, by one turn or the other: any other proves less."""
+    if isinstance(symmetry, Permutation):
+        rng = generator(seed)
+        element = torch.empty(symmetry.blocks, symmetry.units, dtype=torch.long)
+        for row in element:  # one cycle through all units
+            order = torch.randperm(symmetry.units, generator=rng)
+            row[order] = order.roll(1)
+        return element
+    if isinstance(symmetry, SignFlip):
+        return symmetry.random_element(seed) * (-1) ** turn
+    return symmetry.random_element(seed)
+
+
 class _Trial:
     """A copy of the network at a random point, and what it returns there."""
 
@@ -178,6 +201,8 @@ class _Trial:
             self.reference = [self._run(training) for training in self._modes()]
         if not any(outs for outs in self.reference):
             raise ValueError("module must return floating-point tensors, found none in its output")
+        if any(bool(out.isnan().any()) for outs in self.reference for out in outs or []):
+            raise ValueError("module must return numbers for example_inputs, found NaN in its output")
 
     def _modes(self) -> list[bool]:
         return [False, True] if self.norms else [False]
@@ -223,7 +248,7 @@ class _Trial:
         for norm in self.norms:
             norm.train(training)
         try:
-            with torch.random.fork_rng(devices=[]):
+            with torch.random.fork_rng(devices=[]), InDouble():
                 torch.manual_seed(self.seed)
                 out = self.module(*self.inputs)
         except ValueError:
@@ -241,11 +266,16 @@ class _Trial:
     @torch.no_grad()
     def holds(self, symmetries: Sequence[Symmetry]) -> bool:
         """Whether the output stays where it is when all of them are applied."""
+        # Signs twice, the second time those that stayed the first time.
+        turns = 2 if any(isinstance(symmetry, SignFlip) for symmetry in symmetries) else 1
+        return all(self._holds(symmetries, turn) for turn in range(turns))
+
+    def _holds(self, symmetries: Sequence[Symmetry], turn: int) -> bool:
         try:
             with self._guards(), plain_attention():
                 for number, symmetry in enumerate(symmetries):
                     bound = symmetry.bind(self.module)
-                    bound.transform(bound.random_element(self.seed + 1 + number))
+                    bound.transform(_element(bound, self.seed + 1 + number, turn))
                 return all(
                     self._close(reference, self._run(training))
                     for training, reference in zip(self._modes(), self.reference, strict=True)
@@ -259,6 +289,10 @@ class _Trial:
         if before is None or after is None:
             return before is after
         for a, b in zip(before, after, strict=True):
+            endless = a.isinf()
+            if not torch.equal(a[endless], b[endless]) or not bool(b[~endless].isfinite().all()):
+                return False
+            a, b = a[~endless], b[~endless]
             if a.numel() and not bool((a - b).abs().max() <= self.tolerance * a.abs().max()):
                 return False
         return True

@@ -267,6 +267,98 @@ def test_the_trial_refutes_what_the_trace_allows():
     assert len(found.refuted) == 2
 
 
+@pytest.mark.parametrize("act", [nn.ReLU(), nn.Tanh()])
+def test_no_seed_proves_by_leaving_units_where_they_are(act):
+    """Of two units a random order is the identity every other time, and so are half of all signs."""
+
+    class Sly(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.act = nn.Linear(4, 2), nn.Linear(2, 3), act
+
+        def forward(self, x: Tensor) -> Tensor:
+            first = self.a.weight.tolist()[0][0]
+            return self.b(self.act(self.a(x))) * (1 + first)
+
+    for seed in range(8):
+        found = find_symmetries(seeded(Sly), example(5, 4), seed=seed)
+        assert list(found) == []
+        assert len(found.refuted) == 2
+
+
+def test_a_norm_computed_in_single_precision_hides_nothing():
+    class Norm(nn.Module):
+        """As language models write it."""
+
+        def __init__(self, width: int) -> None:
+            super().__init__()
+            self.gain = nn.Parameter(torch.ones(width))
+
+        def forward(self, x: Tensor) -> Tensor:
+            kind, x = x.dtype, x.to(torch.float32)
+            x = x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6)
+            return self.gain * x.to(kind)
+
+    found = find_symmetries(mlp(Norm(6), nn.GELU()), example(5, 4))
+    assert [s.parameters for s in found.of_kind("permutation")] == [
+        {"0.weight": (0,), "0.bias": (0,), "1.gain": (0,), "3.weight": (1,)}
+    ]
+
+
+def test_infinite_outputs_are_compared_and_nan_is_refused():
+    class Masked(nn.Module):
+        def __init__(self, value: float, act: type[nn.Module] = nn.ReLU) -> None:
+            super().__init__()
+            self.net, self.value = mlp(act()), value
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.net(x).masked_fill(torch.tensor([True, False, False]), self.value)
+
+    assert kinds(Masked(-torch.inf), example(5, 4)) == {"permutation", "rescaling"}
+    assert kinds(Masked(-torch.inf, nn.GELU), example(5, 4)) == {"permutation"}
+    with pytest.raises(ValueError, match="found NaN"):
+        find_symmetries(Masked(torch.nan), example(5, 4))
+
+    class Sly(Masked):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) * (1 + self.net[0].weight.tolist()[0][0])
+
+    assert not find_symmetries(seeded(lambda: Sly(-torch.inf)), example(5, 4))
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*deprecated:FutureWarning")
+@pytest.mark.parametrize("old", [False, True])
+def test_a_direction_under_weight_normalisation_has_a_scale_and_its_gain_a_rescaling(old):
+    model = mlp(nn.ReLU())
+    if old:
+        torch.nn.utils.weight_norm(model[0])
+        model(example(5, 4))  # leaves a computed tensor on the module, which can't be copied
+        gain, direction = "0.weight_g", "0.weight_v"
+    else:
+        torch.nn.utils.parametrizations.weight_norm(model[0])
+        gain, direction = (f"0.parametrizations.weight.original{i}" for i in (0, 1))
+    found = find_symmetries(model, example(5, 4))
+    parameters = {s.kind: set(s.parameters) for s in found}
+    assert parameters["permutation"] == {gain, direction, "0.bias", "2.weight"}
+    assert parameters["rescaling"] == {gain, "0.bias", "2.weight"}
+    assert parameters["scale"] == {direction}
+    assert len(found.of_kind("scale")[0].distance()) == 6
+
+
+def test_cosines_divide_the_lengths_out():
+    class Pair(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a = nn.Linear(4, 6, bias=False)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return F.cosine_similarity(self.a(x[1:]), self.a(x[:-1]))
+
+    found = find_symmetries(seeded(Pair), example(5, 4))
+    assert {"a.weight"} in [set(s.parameters) for s in found.of_kind("scale")]
+    assert found.untraced == ()
+
+
 def test_a_zero_weight_proves_nothing():
     class Silent(nn.Module):
         """Breaks its symmetry behind the trace's back, where a zero gain hides it."""
