@@ -6,12 +6,14 @@ Shape letters: N samples, O upper channels, C lower channels, K outputs.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any, cast
 
 import torch
 import torch.distributed as dist
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
+from torch.amp import is_autocast_available
 from torch.nn import functional as F
 from typing_extensions import override
 
@@ -213,7 +215,9 @@ class LearningCircuit(LightningModule):
         Returns:
             By parameter name the mean over the samples of all ranks; and this rank's ``[N, K]``.
         """
-        with torch.autocast(self.device.type, enabled=False):  # the products below know no mixed types
+        device = self.device.type
+        mixed = torch.autocast(device, enabled=False) if is_autocast_available(device) else nullcontext()
+        with mixed:  # the products below know no mixed types
             return self._local_updates(batch[0].to(self.stack[0].W.dtype), batch[1])
 
     def _local_updates(self, x: Tensor, y: Tensor) -> tuple[dict[str, Tensor], Tensor]:

@@ -184,6 +184,25 @@ def test_a_fit_learns(rule: str) -> None:
     assert all(p.grad is None or p.grad.isfinite().all() for p in module.parameters())
 
 
+@pytest.mark.parametrize("rule", ["kolen_pollack", "four_synapse"])
+def test_a_fit_regresses(rule: str) -> None:
+    x = torch.randn(64, 5, generator=torch.Generator().manual_seed(0)).double()
+    y = torch.stack([x[:, 0] * x[:, 1], x.sum(1)], 1)
+    module = LearningCircuit((5,), layers=[32, 16, 2], rule=rule, task="regression", lr=0.05).double()
+    before = loss(module, (x, y))
+    fit(module, (x, y), epochs=60, batch_size=16)
+    assert loss(module, (x, y)) < 0.2 * before
+
+
+@pytest.mark.parametrize("rule", NAMES)
+def test_all_tensors_are_on_the_circuits_device(rule: str) -> None:
+    module = circuit(rule).to("meta")  # a product with a tensor left on the CPU would raise
+    batch = (images()[0].to("meta"), images()[1].to("meta"))
+    changes, outputs = module.local_updates(batch)
+    assert {value.device.type for value in (*changes.values(), outputs)} == {"meta"}
+    assert module.backprop_loss(batch).device.type == "meta"
+
+
 @pytest.mark.parametrize("rule", NAMES)
 def test_a_resumed_fit_is_bitwise_the_whole_one(rule: str, tmp_path: Path) -> None:
     batch = images(dtype=torch.float64)
