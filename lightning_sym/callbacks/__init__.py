@@ -1,6 +1,7 @@
 """Callbacks to add to a ``Trainer``: monitors that only watch, and techniques that change training."""
 
 from lightning_sym.callbacks.alignment import AlignmentMonitor as AlignmentMonitor
+from lightning_sym.callbacks.balance import BalanceMonitor as BalanceMonitor
 from lightning_sym.callbacks.base import Monitor as Monitor, Probe as Probe
 from lightning_sym.callbacks.circuit import CircuitMonitor as CircuitMonitor
 from lightning_sym.callbacks.collapse import CollapseMonitor as CollapseMonitor

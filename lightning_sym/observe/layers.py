@@ -264,6 +264,20 @@ def _out_units(module: nn.Module) -> int:
     return int(getattr(module, "out_features", None) or module.out_channels)  # type: ignore[arg-type]
 
 
+def evenly(count: int, most: int) -> list[int]:
+    """Return at most ``most`` of ``count`` numbers: the first, the last and an even spread between.
+
+    Example:
+        >>> evenly(7, 3), evenly(2, 3), evenly(5, 1)
+        ([0, 3, 6], [0, 1], [4])
+    """
+    if count <= most:
+        return list(range(count))
+    if most == 1:
+        return [count - 1]
+    return sorted({round(i * (count - 1) / (most - 1)) for i in range(most)})
+
+
 def choose_layers(
     module: nn.Module, layers: str | Sequence[str] | None, *, max_layers: int
 ) -> tuple[list[Layer], int]:
@@ -287,12 +301,7 @@ def choose_layers(
             "MultiheadAttention or Embedding"
         )
     if layers is None:
-        if len(every) <= max_layers:
-            return every, len(every)
-        if max_layers == 1:
-            return every[-1:], len(every)
-        spread = sorted({round(i * (len(every) - 1) / (max_layers - 1)) for i in range(max_layers)})
-        return [every[i] for i in spread], len(every)
+        return [every[i] for i in evenly(len(every), max_layers)], len(every)
     globs = [layers] if isinstance(layers, str) else list(layers)
     names = [layer.name for layer in every]
     for glob in globs:
