@@ -2,9 +2,9 @@
 
 Both read the same bytes from memory and draw from the same recipe (colour strength 1, blur 0.5 at every
 size). ``torchvision`` is what people write: a v2 pipeline a PIL image in two workers that stay alive;
-``torchvision, tensors`` is the same on uint8 tensors.
-``batched`` is :class:`MultiViewDataModule` without workers. Memory is that of a fresh process which does
-nothing else; each of torchvision's two workers takes more beside it.
+``torchvision, tensors`` is the same on uint8 tensors. ``lightly`` is its ``SimCLRTransform`` on PIL images in
+two such workers, compared where lightly is installed. ``batched`` is :class:`MultiViewDataModule` without
+workers. Memory is what one pass adds in a fresh process, workers included and shared pages counted once.
 
     python benchmarks/views.py [--data cifar10.npz] [--pairs 5] [--out views.json]
 """
@@ -12,12 +12,14 @@ nothing else; each of torchvision's two workers takes more beside it.
 from __future__ import annotations
 
 import argparse
+import importlib.metadata
 import importlib.util
 import json
 import os
-import resource
 import subprocess
 import sys
+import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +30,9 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms.v2.functional import to_pil_image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from benchmarks.common import paired, table, write_json
+from benchmarks.common import paired, spread, table, write_json
 from lightning_sym.datamodules import MultiViewDataModule
+from lightning_sym.datamodules.augment import ViewRecipe
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 
@@ -81,35 +84,46 @@ def images(path: Path | None, *, side: int, count: int) -> Tensor:
     return x.contiguous() if x.shape[-1] == side else tv.resize(x, [side, side], antialias=True)
 
 
-def torchvision_loader(
-    data: Memory, *, size: int, batch: int, blur_kernel: int, sigma: Any, pil: bool
-) -> DataLoader[Any]:
+def torchvision_pipeline(size: int, recipe: ViewRecipe) -> Any:
     """Return the pipeline as torchvision's users write it."""
     from torchvision.transforms import v2
 
-    pipeline = v2.Compose(
+    jitter = v2.ColorJitter(recipe.brightness, recipe.contrast, recipe.saturation, recipe.hue)
+    return v2.Compose(
         [
-            v2.RandomResizedCrop(size, antialias=True),
-            v2.RandomHorizontalFlip(),
-            v2.RandomApply([v2.ColorJitter(0.8, 0.8, 0.8, 0.2)], p=0.8),
-            v2.RandomGrayscale(0.2),
-            v2.RandomApply([v2.GaussianBlur(blur_kernel, sigma)], p=0.5),
+            v2.RandomResizedCrop(size, recipe.crop_scale, recipe.crop_ratio, antialias=True),
+            v2.RandomHorizontalFlip(recipe.flip),
+            v2.RandomApply([jitter], p=recipe.jitter),
+            v2.RandomGrayscale(recipe.grayscale),
+            v2.RandomApply([v2.GaussianBlur(recipe.blur_kernel, recipe.blur_sigma)], p=recipe.blur),
             v2.ToImage(),
             v2.ToDtype(torch.float32, scale=True),
             v2.Normalize(MEAN, STD),
         ]
     )
-    return DataLoader(
-        TwoViews(data, pipeline, pil=pil),
-        batch,
-        shuffle=True,
-        drop_last=True,
-        num_workers=2,
-        persistent_workers=True,
-    )
 
 
-def runs(x: Tensor, *, size: int, batch: int) -> dict[str, Any]:
+def lightly_pipeline(size: int, recipe: ViewRecipe) -> Any:
+    """Return one of the two equal views of lightly's ``SimCLRTransform`` (a PIL blur has no taps)."""
+    from lightly.transforms import SimCLRTransform
+
+    return SimCLRTransform(
+        input_size=size,
+        cj_prob=recipe.jitter,
+        cj_bright=recipe.brightness,
+        cj_contrast=recipe.contrast,
+        cj_sat=recipe.saturation,
+        cj_hue=recipe.hue,
+        min_scale=recipe.crop_scale[0],
+        random_gray_scale=recipe.grayscale,
+        gaussian_blur=recipe.blur,
+        sigmas=recipe.blur_sigma,
+        hf_prob=recipe.flip,
+        normalize={"mean": list(MEAN), "std": list(STD)},
+    ).transforms[0]
+
+
+def runs(x: Tensor, *, size: int, batch: int) -> dict[str, Callable[[], None]]:
     """Return what is compared: passes over the images."""
     data = Memory(x)
     module = MultiViewDataModule(
@@ -125,9 +139,18 @@ def runs(x: Tensor, *, size: int, batch: int) -> dict[str, Any]:
     recipe = module.drawing.recipes[0]
     loader = module.train_dataloader()
 
-    def one_by_one(pil: bool) -> Any:
-        made = torchvision_loader(
-            data, size=size, batch=batch, blur_kernel=recipe.blur_kernel, sigma=recipe.blur_sigma, pil=pil
+    def batched() -> None:
+        for raw in loader:
+            module.on_after_batch_transfer(raw, 0)
+
+    def one_by_one(pipeline: Any, *, pil: bool) -> Callable[[], None]:
+        made = DataLoader(
+            TwoViews(data, pipeline, pil=pil),
+            batch,
+            shuffle=True,
+            drop_last=True,
+            num_workers=2,
+            persistent_workers=True,
         )
 
         def run() -> None:
@@ -136,11 +159,14 @@ def runs(x: Tensor, *, size: int, batch: int) -> dict[str, Any]:
 
         return run
 
-    def batched() -> None:
-        for raw in loader:
-            module.on_after_batch_transfer(raw, 0)
-
-    return {"torchvision": one_by_one(True), "torchvision, tensors": one_by_one(False), "batched": batched}
+    theirs = torchvision_pipeline(size, recipe)
+    todo = {
+        "torchvision": one_by_one(theirs, pil=True),
+        "torchvision, tensors": one_by_one(theirs, pil=False),
+    }
+    if importlib.util.find_spec("lightly") is not None:
+        todo["lightly"] = one_by_one(lightly_pipeline(size, recipe), pil=True)
+    return {**todo, "batched": batched}
 
 
 def main() -> None:
@@ -159,22 +185,26 @@ def main() -> None:
         x = images(options.data, side=32 if size == 32 else size * 8 // 7, count=count)
         todo = runs(x, size=size, batch=batch)
         if options.memory_of:
-            todo[options.memory_of]()
-            print(json.dumps(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024))
+            print(json.dumps(added_memory(todo[options.memory_of])))
             return
         report = paired(todo, baseline="torchvision", pairs=options.pairs)
-        faster = [
-            b / a for a, b in zip(report["batched"]["costs"], report["torchvision"]["costs"], strict=True)
-        ]
+        costs = {name: row["costs"] for name, row in report.items()}
         rate = {name: count // batch * batch / row["cost"]["median"] for name, row in report.items()}
+        faster = {
+            name: spread([b / a for a, b in zip(costs["batched"], costs[name], strict=True)])
+            for name in todo
+            if name != "batched"
+        }
         results[str(size)] = {
             "images_per_second": rate,
-            "times_as_fast": {"median": float(np.median(faster)), "low": min(faster), "high": max(faster)},
-            "peak_mb_main_process": {name: memory(name, options, size, count, batch) for name in todo},
+            "batched_is_times_as_fast_as": faster,
+            "added_mb": {name: memory(name, options, size, count, batch) for name in todo},
             "batch_of_views_mb": 2 * batch * 3 * size * size * 4 / 2**20,
             "report": report,
         }
-        print(f"{size} pixels, {count} images a pass\n{table(report)}\n{results[str(size)]['times_as_fast']}")
+        print(f"{size} pixels, {count} images a pass\n{table(report)}")
+        for what in ("batched_is_times_as_fast_as", "added_mb"):
+            print(what, results[str(size)][what])
     config = {
         "load_average": os.getloadavg()[0],  # own runs included; two cores are full at 2
         "sizes": options.sizes,
@@ -182,19 +212,60 @@ def main() -> None:
         "batches": options.batch,
         "pairs": options.pairs,
         "images": "digits" if options.data is None else "CIFAR-10, resized to 8/7 of 224 pixels for 224",
-        "lightly": "installed, not compared" if importlib.util.find_spec("lightly") else "not installed",
+        "lightly": version("lightly"),
     }
     write_json(options.out, config=config, results=results)
 
 
-def memory(name: str, options: argparse.Namespace, size: int, count: int, batch: int) -> float:
-    """Return the peak resident MB of a fresh main process that makes one pass; workers are not counted."""
+def version(package: str) -> str:
+    """Return the version of a package, or that it is not installed."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def memory(name: str, options: argparse.Namespace, size: int, count: int, batch: int) -> float | None:
+    """Return the MB that one pass adds in a fresh process, or None where the system does not tell."""
     one = ["--memory-of", name, "--sizes", size, "--count", count, "--batch", batch]
     one += [] if options.data is None else ["--data", options.data]
     done = subprocess.run(
         [sys.executable, __file__, *map(str, one)], check=True, capture_output=True, text=True
     )
-    return float(json.loads(done.stdout.strip().splitlines()[-1]))
+    told: float | None = json.loads(done.stdout.strip().splitlines()[-1])
+    return told
+
+
+def added_memory(run: Callable[[], None]) -> float | None:
+    """Return the most MB that this process and its children hold during a run, above what it held before."""
+    before = resident()
+    if before is None:
+        return None
+    most, done = [before], threading.Event()
+
+    def watch() -> None:
+        while not done.wait(0.02):
+            most.append(resident() or 0.0)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    run()
+    done.set()
+    watcher.join()
+    return max(most) - before
+
+
+def resident() -> float | None:
+    """Return the MB this process and its children hold, pages they share counted once (Linux only)."""
+    total = 0.0
+    try:
+        children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+        for process in ("self", *children):
+            rows = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()
+            total += next(float(row.split()[1]) for row in rows if row.startswith("Pss:")) / 1024
+    except (OSError, StopIteration):  # another system, or a child that has just gone
+        return None
+    return total
 
 
 if __name__ == "__main__":
