@@ -28,7 +28,8 @@ class Syre(Callback):
         handles: one :class:`~lightning_sym.optim.syre.SyreHandle` an optimizer, during the fit.
 
     Raises:
-        ValueError: at fit start, if an argument is out of its range, or if the checkpoint to be
+        TypeError: if ``seed`` is no integer.
+        ValueError: if an argument is out of its range, or if the checkpoint to be
             resumed was made with other settings.
     """
 
@@ -41,6 +42,8 @@ class Syre(Callback):
         relative: bool = True,
         start: Literal["keep", "shift"] = "keep",
     ) -> None:
+        if not isinstance(seed, int):
+            raise TypeError(f"seed must be an integer, got {seed!r}")
         if not 0 <= sigma < float("inf"):
             raise ValueError(f"sigma must be finite and at least 0, got {sigma}")
         if not 0 <= anisotropy < 1:

@@ -267,7 +267,8 @@ def attach_syre(
     (``add_param_group``) is looked at by the same rule at the next step, and its weights stay as they are.
 
     Args:
-        optimizer: any ``torch.optim.Optimizer``. Its own ``weight_decay`` is the strength, and may
+        optimizer: any ``torch.optim.Optimizer``, or a wrapper with one in its attribute ``optimizer``
+            (Lightning's, in manual optimization). Its own ``weight_decay`` is the strength, and may
             change during training.
         sigma: standard deviation of theta_0: relative to ``1 / sqrt(fan_in)`` of each tensor (fan_in: the
             product of all dimensions but the first), or absolute.
@@ -288,6 +289,7 @@ def attach_syre(
     Raises:
         ValueError: if an argument is out of its range, names are missing or ambiguous, or syre is attached
             to the optimizer already.
+        TypeError: if ``optimizer`` is none, ``seed`` no integer, or ``named_parameters`` no pairs.
 
     Warns:
         UserWarning: once, if no group decays (syre then does nothing), if an offset is larger than its
@@ -301,6 +303,12 @@ def attach_syre(
         >>> handle.names
         ['weight']
     """
+    inner = getattr(optimizer, "optimizer", optimizer)
+    if not isinstance(inner, torch.optim.Optimizer):
+        raise TypeError(f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}")
+    optimizer = inner
+    if not isinstance(seed, int):
+        raise TypeError(f"seed must be an integer, got {seed!r}")
     if not sigma >= 0 or not math.isfinite(sigma):
         raise ValueError(f"sigma must be finite and at least 0, got {sigma}")
     if not 0 <= anisotropy < 1:
@@ -316,9 +324,7 @@ def attach_syre(
         raise ValueError("syre is attached to this optimizer already: call its handle's remove() first")
     named: dict[Tensor, str] | None = None
     if named_parameters is not None:
-        named = {}
-        for name, parameter in named_parameters:
-            named.setdefault(parameter, clean_name(name))
+        named = _named(named_parameters)
     handle = SyreHandle(optimizer, named, sigma=sigma, anisotropy=anisotropy, seed=seed, relative=relative)
     offsets = handle._offsets
     too_large = [handle._names[p] for p, offset in offsets.items() if _norm(offset) > _norm(p)]
@@ -355,6 +361,21 @@ def _route(optimizer: torch.optim.Optimizer) -> Literal["native", "shift"]:
 
 def _is_decoupled(optimizer: torch.optim.Optimizer, group: dict[str, Any]) -> bool:
     return type(optimizer).__name__ in DECOUPLED or bool(group.get("decoupled_weight_decay", False))
+
+
+def _named(pairs: Iterable[tuple[str, Tensor]]) -> dict[Tensor, str]:
+    """Return the clean names of parameters."""
+    named: dict[Tensor, str] = {}
+    wanted = (
+        "named_parameters must be pairs of a name and a parameter, as module.named_parameters() gives them"
+    )
+    if isinstance(pairs, torch.nn.Module):
+        raise TypeError(f"{wanted}; got the module")
+    for pair in pairs:
+        if not (isinstance(pair, tuple | list) and len(pair) == 2 and isinstance(pair[0], str)):
+            raise TypeError(f"{wanted}; got a {type(pair).__name__}")
+        named.setdefault(pair[1], clean_name(pair[0]))
+    return named
 
 
 def _names(

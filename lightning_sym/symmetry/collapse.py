@@ -9,7 +9,9 @@ from torch import Tensor, nn
 
 from lightning_sym._names import clean_name
 from lightning_sym.symmetry.kinds import Permutation, Rescaling, Rotation
-from lightning_sym.symmetry.symmetry import Action, Symmetry
+from lightning_sym.symmetry.symmetry import Symmetry
+
+_PACKED = ("q_proj", "k_proj", "v_proj")  # in the order in which attention's in_proj_weight has them
 
 
 def collapsed_units(
@@ -38,9 +40,10 @@ def collapse_causes(
 ) -> dict[str, float]:
     """Return how large a share of a layer's units collapsed, by the symmetry that they fell into.
 
-    The units are the rows of ``<layer>.weight`` (its output units). A unit that is zero lies on its
-    rescaling mirror and, with another zero unit, on a permutation mirror as well: it is counted as
-    rescaling. Rotations have no units of their own: the share is that of lost directions.
+    The units are the rows of ``<layer>.weight`` (its output units); of attention's packed projection the
+    queries', keys' and values' rows are the layers ``q_proj``, ``k_proj`` and ``v_proj``. A unit that is
+    zero lies on its rescaling mirror and, with another zero unit, on a permutation mirror as well: it is
+    counted as rescaling. Rotations have no units of their own: the share is that of lost directions.
 
     Args:
         symmetries: what :func:`~lightning_sym.symmetry.find_symmetries` returned.
@@ -52,24 +55,25 @@ def collapse_causes(
         ``{"permutation": equal units, "rescaling": zero units, "rotation": lost directions}`` as
         fractions in ``[0, 1]``, with only those kinds that the layer's output units have.
     """
-    weight = _weight(layer)
     hit: dict[str, Tensor] = {}
     lost: list[Tensor] = []
     rows = 0
     for symmetry in symmetries:
-        acting = _acting(symmetry, weight)
-        if not acting or not isinstance(symmetry, Permutation | Rescaling | Rotation):
+        if not isinstance(symmetry, Permutation | Rescaling | Rotation):
+            continue
+        acting = _acting(symmetry, layer, module)
+        if not acting:
             continue
         collapsed_S = collapsed_units(symmetry, module, tolerance=tolerance)
         if isinstance(symmetry, Rotation):
             lost.append(collapsed_S.double())
             continue
-        for action in acting:
-            index_SM = action.index.flatten(0, 1)
+        for index_SM in acting:
             rows = max(rows, int(index_SM.max()) + 1)
             mask = hit.get(symmetry.kind, torch.zeros(0, dtype=torch.bool))
             mask = torch.nn.functional.pad(mask, (0, max(0, rows - mask.numel())))
-            mask[index_SM[collapsed_S.cpu()].flatten()] = True
+            units = index_SM[collapsed_S.cpu()].flatten()
+            mask[units[units >= 0]] = True
             hit[symmetry.kind] = mask
     masks = {kind: torch.nn.functional.pad(mask, (0, rows - mask.numel())) for kind, mask in hit.items()}
     if "permutation" in masks and "rescaling" in masks:
@@ -85,7 +89,7 @@ def least_force(symmetries: Iterable[Symmetry], layer: str, forces: Mapping[str,
 
     Args:
         symmetries: what :func:`~lightning_sym.symmetry.find_symmetries` returned.
-        layer: name of the layer; its units are the rows of ``<layer>.weight``.
+        layer: name of the layer, as for :func:`collapse_causes`.
         forces: a force on the parameters by their names, as
             :meth:`~lightning_sym.optim.syre.SyreHandle.forces` gives it.
 
@@ -93,15 +97,26 @@ def least_force(symmetries: Iterable[Symmetry], layer: str, forces: Mapping[str,
         The least :math:`\lVert P f\rVert` over units and symmetries (:meth:`Symmetry.mirror_norm`), at least
         0; ``None`` if the layer's output units have no symmetry. 0: there is a mirror to be stuck on.
     """
-    weight = _weight(layer)
-    acting = [symmetry for symmetry in symmetries if _acting(symmetry, weight)]
+    acting = [symmetry for symmetry in symmetries if _acting(symmetry, layer, None)]
     return min((float(symmetry.mirror_norm(forces).min()) for symmetry in acting), default=None)
 
 
-def _weight(layer: str) -> str:
-    return f"{clean_name(layer)}.weight"
-
-
-def _acting(symmetry: Symmetry, weight: str) -> list[Action]:
-    """Return a symmetry's actions on the rows of a weight."""
-    return [action for action in symmetry.actions if action.name == weight and action.dim == 0]
+def _acting(symmetry: Symmetry, layer: str, module: nn.Module | None) -> list[Tensor]:
+    """Return which of a layer's output units move with each unit, ``[S, M]`` an action; -1: another's."""
+    layer = clean_name(layer)
+    parent, _, part = layer.rpartition(".")
+    packed = f"{parent}.in_proj_weight" if parent else "in_proj_weight"
+    found = []
+    for action in symmetry.actions:
+        if action.dim != 0:
+            continue
+        index_SM = action.index.flatten(0, 1)
+        if action.name in (f"{layer}.weight", f"{layer}_weight"):
+            found.append(index_SM)
+        elif action.name == packed and part in _PACKED:
+            size = symmetry._tensors(module)[packed].shape[0] // len(_PACKED)
+            index_SM = index_SM - size * _PACKED.index(part)
+            own_SM = (index_SM >= 0) & (index_SM < size)
+            if own_SM.any():
+                found.append(index_SM.masked_fill(~own_SM, -1))
+    return found

@@ -49,7 +49,7 @@ def find_symmetries(
     module: nn.Module,
     *example_inputs: Any,
     loss: Callable[[Any], Tensor] | None = None,
-    kinds: Sequence[str] | None = None,
+    kinds: str | Sequence[str] | None = None,
     include_frozen: bool = True,
     tolerance: float = TOLERANCE,
     seed: int = 0,
@@ -82,12 +82,16 @@ def find_symmetries(
     Raises:
         ValueError: if a kind is unknown, the tolerance not positive, no example is given or the output
             holds no floating-point numbers, or NaN.
+        TypeError: if ``module`` is none.
 
     Warns:
         UserWarning: if parameters pass through operations that can't be followed; what was found is
             returned.
     """
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"module must be a torch.nn.Module, got {type(module).__name__}")
     known = [kind.kind for kind in KINDS]
+    kinds = [kinds] if isinstance(kinds, str) else kinds
     if kinds is not None and not set(kinds) <= set(known):
         raise ValueError(f"kinds must be among {known}, got {sorted(set(kinds) - set(known))}")
     if not tolerance > 0:

@@ -185,6 +185,8 @@ class Symmetry(abc.ABC):
 
     def _checked(self, element: Tensor) -> Tensor:
         shape = self._element_shape()
+        if not isinstance(element, Tensor):
+            raise ValueError(f"element must be a tensor {list(shape)} for {self!r}, got {element!r}")
         if tuple(element.shape) == shape[1:] and self.blocks == 1:
             element = element.unsqueeze(0)
         if tuple(element.shape) != shape:
@@ -251,6 +253,14 @@ class Symmetry(abc.ABC):
         missing = [action.name for action in self.actions if action.name not in tensors]
         if missing:
             raise ValueError(f"module has no tensor named {missing[0]!r}, which {self!r} moves")
+        if self.module is not None and module is not self.module:
+            own = named_tensors(self.module)
+            for name in (action.name for action in self.actions):
+                if tensors[name].shape != own[name].shape:
+                    raise ValueError(
+                        f"module must have {name!r} of shape {tuple(own[name].shape)} for {self!r}, "
+                        f"got {tuple(tensors[name].shape)}"
+                    )
         return tensors
 
     def _parts(self, tensors: Mapping[str, Tensor]) -> list[tuple[Action, Tensor]]:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
@@ -356,6 +357,41 @@ def test_bad_arguments(settings, message):
     optimizer = torch.optim.SGD(nn.Linear(2, 2).parameters(), lr=0.1, weight_decay=0.1)
     with pytest.raises(ValueError, match=message):
         attach_syre(optimizer, **settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"seed": 0.5}, "seed.*0.5"),
+        ({"named_parameters": nn.Linear(2, 2)}, "named_parameters.*got the module"),
+        ({"named_parameters": nn.Linear(2, 2).parameters()}, "named_parameters.*got a Parameter"),
+    ],
+)
+def test_arguments_of_a_wrong_type(settings, message):
+    optimizer = torch.optim.SGD(nn.Linear(2, 2).parameters(), lr=0.1, weight_decay=0.1)
+    with pytest.raises(TypeError, match=message):
+        attach_syre(optimizer, **settings)
+    assert not optimizer._optimizer_step_pre_hooks
+    with pytest.raises(TypeError, match=r"optimizer.*got Linear"):
+        attach_syre(nn.Linear(2, 2))
+
+
+def test_lightnings_wrapper_is_looked_into():
+    layer = nn.Linear(2, 2)
+    wrapper = LightningOptimizer(torch.optim.AdamW(layer.parameters(), weight_decay=0.1))
+    assert attach_syre(wrapper)._route == "native"
+    with pytest.raises(ValueError, match="attached to this optimizer already"):
+        attach_syre(wrapper.optimizer)
+
+
+@pytest.mark.parametrize(
+    "settings", [{"sigma": -1.0}, {"sigma": torch.inf}, {"anisotropy": 2.0}, {"start": "no"}]
+)
+def test_the_callback_refuses_at_once(settings):
+    with pytest.raises(ValueError, match=next(iter(settings))):
+        Syre(**settings)
+    with pytest.raises(TypeError, match="seed"):
+        Syre(seed="zero")
 
 
 def test_it_warns_where_it_can_do_nothing_and_where_it_harms():

@@ -489,3 +489,9 @@ def test_user_errors(options, match):
     inputs = () if not options else (example(5, 4),)
     with pytest.raises(ValueError, match=match):
         find_symmetries(mlp(), *inputs, **options)
+    with pytest.raises(TypeError, match=r"module must be a torch\.nn\.Module, got function"):
+        find_symmetries(mlp, example(5, 4))
+
+
+def test_one_kind_may_go_without_its_list():
+    assert kinds(mlp(nn.ReLU()), example(5, 4), kinds="rescaling") == {"rescaling"}

@@ -20,6 +20,7 @@ from lightning_sym.symmetry import (
     collapse_causes,
     collapsed_units,
     find_symmetries,
+    least_force,
 )
 
 
@@ -281,6 +282,33 @@ def test_lost_rank_is_named_a_rotation():
     assert causes["rescaling"] == causes["permutation"] == 0
 
 
+def test_packed_projections_of_attention_are_layers_of_their_own():
+    make, shape = MODELS["attention"]
+    model = make()
+    symmetries = find_symmetries(model, example(*shape))
+    with torch.no_grad():
+        values = model.attention.in_proj_weight[12:15], model.attention.in_proj_bias[12:15]  # head 0's
+        n_U = F.normalize(example(3), dim=0)
+        away_UU = torch.eye(3).double() - torch.outer(n_U, n_U)
+        for part in values:
+            part.copy_(away_UU @ part)
+        out = model.attention.out_proj.weight[:, :3]
+        out.copy_(out @ away_UU)
+        for first, second in ((3, 4), (9, 10)):  # head 1: two units equal in queries and keys
+            model.attention.in_proj_weight[first] = model.attention.in_proj_weight[second]
+            model.attention.in_proj_bias[first] = model.attention.in_proj_bias[second]
+    causes = {
+        part: collapse_causes(symmetries, f"attention.{part}") for part in ("q_proj", "k_proj", "v_proj")
+    }
+    # Equal units span one direction less than they are.
+    equal = {"permutation": 2 / 6, "rescaling": 0, "rotation": 1 / 6}
+    assert causes["q_proj"] == causes["k_proj"] == pytest.approx(equal)
+    assert causes["v_proj"] == pytest.approx({"permutation": 0, "rescaling": 0, "rotation": 1 / 6})
+    forces = {name: torch.ones_like(p) for name, p in model.named_parameters()}
+    assert least_force(symmetries, "attention.v_proj", forces) == pytest.approx(0, abs=1e-12)
+    assert least_force(symmetries, "attention.no", forces) is None
+
+
 @pytest.mark.parametrize("name", list(MODELS))
 def test_inverse_elements_and_names(name):
     for symmetry in found(name, Symmetry):
@@ -315,6 +343,10 @@ def test_wrong_elements_and_modules_are_refused():
         Rescaling((action,)).distance()
     with pytest.raises(ValueError, match="no tensor named 'weight'"):
         Rescaling((action,)).distance(nn.ReLU())
+    with pytest.raises(ValueError, match=r"'weight' of shape \(3, 2\).*got \(4, 2\)"):
+        Rescaling((action,), layer).distance(nn.Linear(2, 4))
+    with pytest.raises(ValueError, match="element must be a tensor"):
+        Rescaling((action,), layer).transform([1, 1, 1])
     with pytest.raises(ValueError, match="orthogonal"):
         Rotation((action,), layer, orthogonal=True).transform(2 * torch.eye(3))
     with pytest.raises(TypeError, match="orthogonal"):
