@@ -105,6 +105,19 @@ def test_distances_and_events_are_those_of_a_loop():
     assert {e["where"] for e in events} == {"net.0/permutation", "net.0/rescaling"}
 
 
+def test_between_the_thresholds_a_unit_stays_what_it_was():
+    monitor = HierarchyMonitor(broken_above=0.3, restored_below=0.1)
+    monitor._numbers = {"a/rescaling": [0, 4]}
+    course = ((0.2, 0.4), (0.4, 0.2), (0.2, math.nan), (0.05, 0.05), (0.2, 0.2), (math.nan, 0.4))
+    for step, distances in enumerate(course):
+        monitor._judge({"a/rescaling": torch.tensor(distances)}, step=step)
+    assert [(e["step"], e["event"], e["units"]) for e in monitor.events] == [
+        (1, "broken", [0]),
+        (3, "restored", [0, 4]),
+        (5, "broken", [4]),
+    ]
+
+
 def test_units_that_decay_are_restored_once():
     monitor = HierarchyMonitor(every_n_steps=1, strict=True)
     fit(classifier(lr=0.5, weight_decay=0.5), monitor, max_epochs=8)
