@@ -33,7 +33,6 @@ def stand_in(module: LightningModule, trainer: Trainer) -> LightningModule:
     """
     copy = cast(LightningModule, detached_copy(module))
     copy.trainer = trainer
-    kind = type(copy)
     muted = {
         "log": _nothing,
         "log_dict": _nothing,
@@ -41,7 +40,10 @@ def stand_in(module: LightningModule, trainer: Trainer) -> LightningModule:
         "logger": property(lambda self: DummyLogger() if trainer.loggers else None),
         "loggers": property(lambda self: [DummyLogger() for _ in trainer.loggers]),
     }
-    copy.__class__ = type(kind.__name__, (kind,), {**muted, "__module__": kind.__module__})
+    for child in copy.modules():
+        if isinstance(child, LightningModule):
+            kind = type(child)
+            child.__class__ = type(kind.__name__, (kind,), {**muted, "__module__": kind.__module__})
     for tensor in [*copy.parameters(), *copy.buffers()]:
         tensor.data = whole(tensor.data)
     return copy.eval()

@@ -99,6 +99,44 @@ def test_few_vectors_and_steps_are_right_within_their_errors():
     assert monitor.products == 32
 
 
+class Part(LightningModule):
+    """A part that is a LightningModule, and writes to the logger from its forward."""
+
+    def forward(self, x):
+        self.logger.log_metrics({"inside": float(x.detach().mean())})
+        return x
+
+
+class Scheduled(Classifier):
+    """With such a part, and a rate that is halved at each step."""
+
+    def __init__(self, net, **settings):
+        super().__init__(net, **settings)
+        self.part = Part()
+
+    def forward(self, x):
+        return self.part(self.net(x))
+
+    def configure_optimizers(self):
+        optimizer = super().configure_optimizers()
+        schedule = torch.optim.lr_scheduler.StepLR(optimizer, 1, gamma=0.5)
+        return [optimizer], [{"scheduler": schedule, "interval": "step"}]
+
+
+def test_line_is_that_of_the_next_step_and_parts_are_muted_too(tmp_path):
+    class Count(CSVLogger):
+        inside = 0
+
+        def log_metrics(self, metrics, step=None):
+            self.inside += "inside" in metrics
+
+    logger = Count(tmp_path)
+    monitor = SharpnessMonitor(every_n_steps=1, strict=True)
+    fit(Scheduled(mlp(4, 6, 3), lr=0.1), monitor, max_steps=3, logger=logger)
+    assert [row["sharpness/line"] for row in monitor.history] == pytest.approx([40, 80, 160])
+    assert logger.inside == 3
+
+
 class Busy(Classifier):
     """A training step with everything in it that could leave a trace."""
 
