@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
+from torch.nn import UninitializedParameter
 from typing_extensions import override
 
 from lightning_sym._names import clean_name
@@ -259,7 +260,11 @@ def _layers(module: LightningModule) -> dict[str, Tensors]:
     """Return by layer its trained parameters, by name."""
     found: dict[str, Tensors] = {}
     for prefix, child in module.named_modules():
-        own = {name: p for name, p in child.named_parameters(recurse=False) if p.requires_grad}
+        own = {
+            name: p
+            for name, p in child.named_parameters(recurse=False)
+            if p.requires_grad and not isinstance(p, UninitializedParameter)
+        }
         if not any(p.ndim > 1 for p in own.values()):
             continue
         if clean_name(prefix):

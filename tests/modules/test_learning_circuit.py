@@ -377,3 +377,10 @@ def test_a_fit_on_two_ranks_is_one_on_joined_batches(tmp_path: Path) -> None:
     for name, value in one.items():
         assert torch.equal(first[name], second[name]), name
         torch.testing.assert_close(first[name], value, rtol=1e-10, atol=1e-12)
+
+
+def test_divergence_on_one_rank_ends_the_fit_on_all(tmp_path: Path) -> None:
+    x, y = images(8)
+    x[3] = torch.nan
+    with pytest.raises(mp.ProcessRaisedException, match=r"the update of \w+ of layers\.\d under the rule"):
+        fit(circuit("four_synapse"), (x, y), batch_size=4, devices=2, strategy="ddp_fork")
