@@ -28,7 +28,7 @@ def cross_covariance_eigenvalues(z_a: Tensor, *, z_b: Tensor, center: bool = Tru
         center: subtract each view's mean first.
 
     Returns:
-        ``[min(D, 2N)]``, descending; NaN for non-finite embeddings.
+        ``[min(D, 2N)]``, descending; NaN for non-finite embeddings, or where their squares overflow.
 
     Raises:
         ValueError: if the two are not ``[N, D]`` of one shape, with N >= 2 if centred.
@@ -46,6 +46,8 @@ def cross_covariance_eigenvalues(z_a: Tensor, *, z_b: Tensor, center: bool = Tru
         return a_ND.new_full((min(d, 2 * n),), torch.nan)
     if d <= 2 * n:
         c_DD = a_ND.mT @ b_ND / n
+        if not c_DD.isfinite().all():  # the squares of a run that diverged
+            return c_DD.new_full((d,), torch.nan)
         return torch.linalg.eigvalsh((c_DD + c_DD.mT) / 2).flip(0)
     # With X = U S V^T the rows of both views and P their exchange, C = X^T P X / 2N has the
     # eigenvalues of S (U^T P U) S / 2N: a matrix over samples, not over dimensions.

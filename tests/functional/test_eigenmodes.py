@@ -87,6 +87,8 @@ def test_non_finite_embeddings_give_nan():
     z = torch.full((4, 3), math.inf)
     assert e.cross_covariance_eigenvalues(z, z_b=z).isnan().all()
     assert e.covariance_eigenvalues(z).isnan().all()
+    diverged = 1e200 * views(4, 3)[0]
+    assert e.cross_covariance_eigenvalues(diverged, z_b=diverged).isnan().all()
 
 
 def test_bad_input_is_named():
