@@ -23,6 +23,7 @@ kind           symmetry                      factorisation                  pena
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Literal
 
 import torch
@@ -82,8 +83,9 @@ def constrain(module: nn.Module, name: str = "weight", *, kind: Kind) -> list[nn
     The derived form of the module's docstring, by ``torch.nn.utils.parametrize``: the weight keeps its value,
     and the module its forward pass. Give the returned factors a group with ``weight_decay`` in an optimizer
     with *coupled* decay (SGD): a ``weight_decay`` of :math:`g` is :math:`\kappa = g / 2`, so a penalty of
-    strength :math:`g` on the weight. Decay of the mean in ``equal`` is a matter of its own and left to you.
-    A direction of a ``low_rank`` weight that begins at exactly 0 stays there: both its factors are 0.
+    strength :math:`g` on the weight. With any other optimizer add ``g *`` :func:`penalty` to the loss. Decay
+    of the mean in ``equal`` is a matter of its own and left to you. A direction of a ``low_rank`` weight that
+    begins at exactly 0 stays there: both its factors are 0.
 
     Args:
         module: holds the weight.
@@ -112,6 +114,32 @@ def constrain(module: nn.Module, name: str = "weight", *, kind: Kind) -> list[nn
     parametrize.register_parametrization(module, name, _Factors(kind, weight.shape))
     originals = module.parametrizations[name]  # type: ignore[index, union-attr]
     return [originals.original0, originals.original1]  # type: ignore[union-attr, list-item]
+
+
+def penalty(factors: Iterable[Tensor]) -> Tensor:
+    r"""Half the squares' sum of the factors, whose gradient is what coupled decay of strength 1 adds.
+
+    At its minimum over factors of equal product it is the table's penalty on the weight; ``g * penalty`` in
+    the loss is a ``weight_decay`` of ``g`` for optimizers that would divide decay by its own size (Adam) or
+    apply it apart from the gradient (AdamW).
+
+    Args:
+        factors: what :func:`constrain` returned, of one or of several weights.
+
+    Returns:
+        Scalar ``[]``, at least 0.
+
+    Raises:
+        ValueError: if there are no factors.
+
+    Example:
+        >>> penalty([torch.tensor([3.0]), torch.tensor([[4.0]])])
+        tensor(12.5000)
+    """
+    factors = list(factors)
+    if not factors:
+        raise ValueError("factors must hold what constrain() returned, got none")
+    return sum((factor.square().sum() for factor in factors[1:]), factors[0].square().sum()) / 2
 
 
 @torch.no_grad()

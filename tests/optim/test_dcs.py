@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_sym.optim import dcs
-from lightning_sym.optim.dcs import KINDS, constrain, finalize
+from lightning_sym.optim.dcs import KINDS, constrain, finalize, penalty
 from tests.models import trainer
 
 
@@ -95,6 +95,38 @@ def test_sparsity_is_the_soft_threshold():
         assert 0 < int(gone.sum()) < gone.numel()
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_penalty_is_coupled_decay_and_at_balance_that_of_the_weight(kind):
+    module = layer()
+    rows = module.weight.detach().clone()
+    factors = constrain(module, kind=kind)
+    found = penalty(factors)
+    apart = rows - rows.mean(0) if kind == "equal" else rows
+    weights = {"sparse": rows.abs().sum(), "low_rank": torch.linalg.matrix_norm(rows, "nuc")}
+    least = float(weights.get(kind, apart.norm(dim=1).sum()))
+    assert least - 1e-12 <= float(found.detach()) < 1.1 * least
+    for factor, gradient in zip(factors, torch.autograd.grad(found, factors), strict=True):
+        torch.testing.assert_close(gradient, factor.detach())
+
+
+def test_with_adam_the_penalty_follows_the_soft_threshold():
+    module = layer(8, 8)
+    target = module.weight.detach().clone()
+    factors = constrain(module, kind="sparse")
+    optimizer = torch.optim.Adam(factors, lr=0.02)
+    decay = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.998)
+    for _ in range(3000):
+        optimizer.zero_grad()
+        (0.5 * (module.weight - target).square().sum() + 0.3 * penalty(factors)).backward()
+        optimizer.step()
+        decay.step()
+    gone = finalize(module, tolerance=1e-3)
+    expected = target.sign() * (target.abs() - 0.3).clamp_min(0)
+    torch.testing.assert_close(module.weight.detach(), expected, rtol=0, atol=5e-3)
+    sure = (target.abs() - 0.3).abs() > 0.02
+    assert torch.equal(gone[sure], (expected == 0)[sure])
+
+
 def test_groups_follow_the_group_lasso():
     target = layer().weight.detach() * torch.tensor([0.1, 0.2, 1.0, 0.05, 1.5, 0.3])[:, None]
     weight, gone = shrunk(target, "group", 0.5)
@@ -137,6 +169,8 @@ def test_what_is_refused():
         constrain(module, kind="group")
     with pytest.raises(ValueError, match=r"tolerance.*-1"):
         finalize(module, tolerance=-1)
+    with pytest.raises(ValueError, match="factors must hold"):
+        penalty([])
     with pytest.raises(ValueError, match="two dimensions"):
         constrain(nn.Linear(2, 2), "bias", kind="group")
 
