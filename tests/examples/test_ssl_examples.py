@@ -40,6 +40,19 @@ def test_the_staircase_of_three_losses_is_dated(tmp_path):
         assert max(each["last"]) > max(each["first"])
 
 
+def test_vicregs_hinge_is_what_moves_a_small_start_at_once(tmp_path):
+    """By the thirtieth step the deviation's hinge has learned its first mode, the variance's has not."""
+    result = run("stepwise_vicreg", tmp_path)
+    by_name = {each["loss"]: each for each in result["runs"]}
+    assert len(by_name) == 4
+    for each in by_name.values():
+        assert len(each["last"]) == 3
+        assert len(each["dates"]) == each["learned"]
+    first = {name: min(each["dates"]) for name, each in by_name.items()}
+    assert first["vicreg"] < first["vicreg_even, variance"]
+    assert by_name["vicreg"]["last"][0] > 2 * by_name["vicreg_even"]["last"][0]
+
+
 def test_the_fixed_pair_is_of_the_first_images_and_repeats(monkeypatch):
     monkeypatch.syspath_prepend(str(EXAMPLES))
     from _data import load_images
