@@ -1,8 +1,9 @@
 """When does a network learn features, and by which mechanism? A solved model first, then real images.
 
-Part one: a linear network of one hidden layer in four scalings and from three starts. The monitor's growth
-of the tangent kernel is held against the exact value. Part two: the same monitor on a ReLU network trained
-on handwritten digits, over initial scales. Source: Xu and Ziyin, 2024, arXiv 2401.07085.
+Part one: a linear network of one hidden layer, in four scalings that start at f = 0 and from two starts
+that are aligned. The monitor's growth of the tangent kernel is held against the exact value. Part two: the
+same monitor on a ReLU network trained on handwritten digits, over initial scales. Source: Xu and Ziyin,
+2024, arXiv 2401.07085.
 
 Steps of the ReLU network are as long as its tangent kernel of the moment allows, as the solved model's are:
 no constant learning rate serves scales that differ by a factor of a hundred.
@@ -90,7 +91,12 @@ def solve(options: dict[str, Any], *, width: int, seed: int, steps: int, pace: f
 
 
 class ReLUNetwork(LightningModule):
-    """Two layers, classes as targets of the squared error, steps as long as the kernel allows."""
+    """Two layers, classes as targets of the squared error, steps as long as the kernel allows.
+
+    The second half of the units repeats the first with the sign of the outgoing weights changed: the
+    network starts at zero. A random start's own output would have to be unlearned before anything
+    else counts, the more of it the larger the scale.
+    """
 
     def __init__(
         self, inputs: int, hidden: int, classes: int, *, scale: float, pace: float, seed: int
@@ -100,10 +106,10 @@ class ReLUNetwork(LightningModule):
         self.second = nn.utils.skip_init(nn.Linear, hidden, classes, bias=False)
         generator = torch.Generator().manual_seed(seed)
         with torch.no_grad():
-            w_HD = torch.randn(hidden, inputs, generator=generator) * (2 / inputs) ** 0.5
-            v_CH = torch.randn(classes, hidden, generator=generator) / hidden**0.5
-            self.first.weight.copy_(scale * w_HD)
-            self.second.weight.copy_(scale * v_CH)
+            w_HD = torch.randn(hidden // 2, inputs, generator=generator) * (2 / inputs) ** 0.5
+            v_CH = torch.randn(classes, hidden // 2, generator=generator) / hidden**0.5
+            self.first.weight.copy_(scale * torch.cat([w_HD, w_HD]))
+            self.second.weight.copy_(scale * torch.cat([v_CH, -v_CH], dim=1))
         self.pace, self.classes = pace, classes
 
     def forward(self, x: Tensor) -> Tensor:
@@ -157,7 +163,7 @@ def learn(scale: float, parts: Any, *, options: Any, seed: int) -> dict[str, Any
     """Train one ReLU network and read the monitor and the accuracy."""
     train, test, _ = parts
     torch.manual_seed(seed)  # of the loader's shuffling
-    module = ReLUNetwork(train[0].shape[1], options.hidden, 10, scale=scale, pace=0.5, seed=seed)
+    module = ReLUNetwork(train[0].shape[1], options.hidden, 10, scale=scale, pace=1.0, seed=seed)
     monitor = FeatureLearningMonitor(
         every_n_steps=options.relu_steps, data=test[0], samples=options.probe, sketch=8192, strict=True
     )
@@ -235,8 +241,8 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=1000)
     parser.add_argument("--steps", type=int, default=2500)
     parser.add_argument("--pace", type=float, default=0.01)
-    parser.add_argument("--hidden", type=int, default=1000)
-    parser.add_argument("--relu-steps", type=int, default=3000)
+    parser.add_argument("--hidden", type=int, default=500)
+    parser.add_argument("--relu-steps", type=int, default=2000)
     parser.add_argument("--train", type=int, default=1000)
     parser.add_argument("--test", type=int, default=700)
     parser.add_argument("--probe", type=int, default=64)
