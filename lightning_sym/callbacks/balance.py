@@ -18,8 +18,9 @@ from typing_extensions import override
 
 from lightning_sym.callbacks.base import Monitor, undisturbed
 from lightning_sym.callbacks.trainability import Locator, detached_copy, locate
+from lightning_sym.observe.gains import gains
 from lightning_sym.observe.gradient_noise import GradientNoise
-from lightning_sym.observe.layers import choose_layers, evenly, watchable_layers
+from lightning_sym.observe.layers import Layer, choose_layers, evenly, watchable_layers
 from lightning_sym.observe.observation import Observation
 from lightning_sym.observe.observer import Observer, Wants
 from lightning_sym.observe.reading import Reading
@@ -89,8 +90,8 @@ class BalanceMonitor(Monitor):
     :math:`1/(1-\mu)`, so the parts of one step are not logged. Where decay differs between sides, its
     second order counts as unexplained. For other optimizers ``unpredicted`` says why there is no prediction.
 
-    Noise is read from watchable layers' weights and biases; a side that a normalisation's gain, an
-    embedding or a tied weight takes part in has none, nor has a layer without ``gradient_noise``
+    Noise is read from weights and biases of watchable layers and normalisations. A side that an embedding, a
+    tied weight or another parameter takes part in has none, nor has a layer without ``gradient_noise``
     (:class:`~lightning_sym.observe.gradient_noise.NoiseSums`). Of a rotation of one unit or more than 512
     only the rescalings are read.
     With batch normalisation in training mode it is approximate, since samples depend on each other.
@@ -215,7 +216,7 @@ class BalanceMonitor(Monitor):
         self._places = _places(module)
         moved = {action.name for symmetry in found for action in symmetry.actions}
         needed = {place.layer for name in moved for place in self._places.get(name, [])}
-        Observer.of(trainer).watch(self, [x for x in watchable_layers(module) if x.name in needed])
+        Observer.of(trainer).watch(self, [layer for layer in _observable(module) if layer.name in needed])
 
     @override
     def read(self, seen: Observation) -> Iterator[Reading]:
@@ -357,10 +358,15 @@ class _Rate:
     averaged: bool
 
 
+def _observable(module: torch.nn.Module) -> list[Layer]:
+    """Return all that gradient noise can be read of."""
+    return [*watchable_layers(module), *gains(module)]
+
+
 def _places(module: torch.nn.Module) -> dict[str, list[_Place]]:
     """Return by parameter name which layers' weight or bias it is; a tied one is nobody's."""
     found: dict[int, list[_Place]] = {}
-    for layer in watchable_layers(module):
+    for layer in _observable(module):
         for tensor, parameter in (("weight", layer.parameter()), ("bias", layer.bias_parameter())):
             if parameter is None:
                 continue

@@ -3,7 +3,8 @@ r"""How per-sample gradients of a layer's weight and bias scatter, in sums forme
 With a sample's inputs h and output gradients g at its P positions, its gradient of the weight is
 :math:`G_n = \sum_p g_{np} h_{np}^\top`, and :math:`\sum_p g_{np}` of the bias. Only sums over samples
 are kept: of :math:`G_n`, of :math:`G_n G_n^\top` and of :math:`G_n^\top G_n`. All positions are used:
-a gradient over some of them would be another gradient.
+a gradient over some of them would be another gradient. Of a normalisation's gain, which multiplies the
+normalised h, it is :math:`\sum_p g_{np} \odot h_{np}`.
 
 Shape letters: B samples, P positions, O outputs, G groups, C input channels of a group, K kernel
 positions (1 for a linear layer), A = C * K.
@@ -19,6 +20,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from lightning_sym.observe.gains import Gain
 from lightning_sym.observe.layers import Layer
 from lightning_sym.observe.moments import accumulation_dtype
 
@@ -99,7 +101,10 @@ class NoiseSums:
             return torch.zeros((n, n) if whole else (n,), dtype=dtype, device=device)
 
         self.reason = ""
-        if not layer.has_input:
+        self.gain = layer if isinstance(layer, Gain) else None
+        if self.gain is not None:
+            channels, width = 0, 1
+        elif not layer.has_input:
             self.reason = "its input is an index"
         elif outputs * width > LARGEST_WEIGHT:
             self.reason = f"its weight has more than {LARGEST_WEIGHT} entries"
@@ -156,6 +161,7 @@ class NoiseSums:
             return self.give_up("more than one backward pass of a batch went through it")
         if x._version != held.version:
             return self.give_up("its input was changed in place")
+        x = x if self.gain is None else self.gain.normalized(x)
         count = self.samples()
         x_B, g_B = self._by_sample(x, count), self._by_sample(gradient, count)
         if x_B is None or g_B is None:
@@ -186,6 +192,8 @@ class NoiseSums:
     def _rows(self, x: Tensor, *, inputs: bool) -> Tensor:
         """Return ``[B, P, features]`` in at least float32."""
         x = x if x.dtype == torch.float64 else x.float()
+        if self.gain is not None:
+            return self.gain.rows(x)
         if self.layer.is_convolution:
             return self.layer.patches(x) if inputs else x.flatten(2).mT
         return x.unsqueeze(1) if x.ndim == 2 else x.flatten(1, -2)
@@ -201,7 +209,8 @@ class NoiseSums:
         formed = outputs * width * (positions + sum(wide))
         by_position = positions**2 * (width + outputs) + positions * (outputs * wide[0] + width * wide[1])
         gram = groups == 1 and by_position <= formed
-        size = positions * (groups * width + outputs) + (positions**2 if gram else outputs * width)
+        gram = gram and self.gain is None
+        size = positions * (self.layer.in_features + outputs) + (positions**2 if gram else outputs * width)
         for x, g in _chunks(parts, max(1, CHUNK // size)):
             h_BPA = torch.cat([self._rows(part, inputs=True) for part in x], dim=1)
             g_BPO = torch.cat([self._rows(part, inputs=False) for part in g], dim=1).to(h_BPA.dtype)
@@ -214,7 +223,11 @@ class NoiseSums:
                 b_BO = g_BPO.sum(1)
                 self.first_O += b_BO.sum(0)
                 _add(self.bias, b_BO, b_BO)
-            if gram:
+            if self.gain is not None:
+                w_BO = (h_BPA * g_BPO).sum(1)
+                self.first_OA += w_BO.sum(0)[:, None]
+                _add(self.out, w_BO, w_BO)
+            elif gram:
                 self._add_by_position(h_BPA, g_BPO)
             else:
                 self._add_formed(h_BPA, g_BPO)

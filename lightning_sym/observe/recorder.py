@@ -17,6 +17,7 @@ Shape letters: N samples, A input width, O output width, U input units, K kept f
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
@@ -26,6 +27,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lightning_sym.functional.nearest_mean import nearest_mean_disagreements
+from lightning_sym.observe.gains import Gain
 from lightning_sym.observe.gradient_noise import HeldMemory, NoiseSums
 from lightning_sym.observe.layers import ATTENTION_PARTS, Layer, local
 from lightning_sym.observe.moments import Moments, Sums, accumulation_dtype, kept_features
@@ -79,6 +81,9 @@ class Recorder:
         samples: Callable[[], int | None] = lambda: None,
         memory: HeldMemory | None = None,
     ) -> None:
+        if isinstance(layer, Gain):  # not a linear map: nothing else is read of it
+            nothing: dict[str, Any] = dict.fromkeys(SIDES, Moments.NONE)
+            wants = dataclasses.replace(wants, **nothing, activity=False, zero_gradients=False)
         self.layer, self.wants = layer, wants
         self.max_positions = wants.max_positions
         self.scale, self.labels = scale, labels

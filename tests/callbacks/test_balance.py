@@ -151,6 +151,18 @@ CASES = {
         (5, 4),
         4,
     ),
+    "gains": (
+        lambda: nn.Sequential(
+            nn.Linear(4, 8),
+            nn.LayerNorm(8, eps=1e-30),
+            nn.Linear(8, 6),
+            nn.GroupNorm(2, 6, eps=1e-30),
+            nn.ReLU(),
+            nn.Linear(6, 3),
+        ),
+        (4,),
+        6,
+    ),
     "layer norm": (
         lambda: nn.Sequential(
             nn.Linear(4, 8), nn.LayerNorm(8, eps=1e-30, elementwise_affine=False), nn.Linear(8, 3)
@@ -318,14 +330,34 @@ def test_two_learning_rates_conserve_nothing_and_are_not_predicted():
     assert row["balance/net.2/rescaling/step_error"] < 1e-8
 
 
-def test_sides_that_are_not_observed_have_no_noise():
+def test_batch_norms_gains_are_read_and_explain_the_step():
     monitor = watch()
     fit(Classifier(convnet().double()), monitor, pairs=data(shape=(1, 8, 8)))
     row = monitor.history[-1]
-    assert "balance/net.1/rescaling/charge" in row  # a batch norm's gain
-    assert "balance/net.1/rescaling/noise_ratio" not in row
-    assert row["balance/net.3/rescaling/step_error"] < 1e-8
-    assert row["balance/net.0/scale/step_error"] < 1e-2  # samples of a batch norm depend on each other
+    for key in ("net.1/rescaling", "net.1/rescaling2", "net.3/rescaling", "net.7/rescaling"):
+        assert row[f"balance/{key}/noise_ratio"] > 0
+        assert row[f"balance/{key}/step_error"] < 1e-8
+    assert row["balance/net.0/scale/step_error"] < 1e-2  # up to the normalisation's eps
+
+
+class Scaled(nn.Module):
+    """A parameter of its own on the way."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(4, 6), nn.Linear(6, 3)
+        self.scale = nn.Parameter(torch.ones(6))
+
+    def forward(self, x):
+        return self.last(torch.relu(self.first(x)) * self.scale)
+
+
+def test_sides_that_are_not_observed_have_no_noise():
+    monitor = watch()
+    fit(classifier(Scaled()), monitor)
+    row = monitor.history[-1]
+    assert sum(key.endswith("/charge") for key in row) == 2
+    assert not any("noise_ratio" in key or "predicted" in key for key in row)
 
     net = relu()
     net[2] = nn.Linear(9, 9)

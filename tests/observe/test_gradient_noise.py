@@ -10,10 +10,16 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_sym.callbacks import Monitor
 from lightning_sym.observe import Wants
+from lightning_sym.observe.gains import gains
 from lightning_sym.observe.layers import watchable_layers
+from lightning_sym.observe.observer import Observer
 from tests.models import Classifier, Flatten, SelfAttention, mlp, trainer
 
 CLASSES = 3
+
+
+def observable(net):
+    return [*watchable_layers(net), *gains(net)]
 
 
 class Keep(Monitor):
@@ -23,6 +29,10 @@ class Keep(Monitor):
         super().__init__(**{"every_n_steps": 1, "strict": True, "max_layers": 99, **options})
         self.wants = Wants(gradient_noise=True, max_width=max_width, max_held_bytes=max_held_bytes)
         self.seen = {}
+
+    def prepare(self, trainer, pl_module, batch):
+        if self.layers is None:
+            Observer.of(trainer).watch(self, observable(pl_module))
 
     def read(self, seen):
         self.seen = {layer.name: layer for layer in seen.layers}
@@ -64,6 +74,19 @@ class Block(nn.Module):
         return checkpoint(self.inner, x, use_reentrant=self.reentrant)
 
 
+class RunningNorm(nn.Module):
+    """Batch normalisation by statistics that are not those of the batch, and classes."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.norm, self.head = nn.BatchNorm1d(width).eval(), nn.Linear(width, CLASSES)
+        self.norm.running_mean.uniform_(-1, 1)
+        self.norm.running_var.uniform_(0.5, 2)
+
+    def forward(self, x):
+        return self.head(self.norm(x))
+
+
 def convolutions():
     return nn.Sequential(
         nn.Conv2d(2, 4, 3, padding=1),
@@ -99,6 +122,24 @@ CASES = {
     "split attention": (
         lambda: nn.Sequential(nn.Linear(3, 8), SplitAttention(), Flatten(), nn.Linear(8, CLASSES)),
         (4, 3),
+    ),
+    "layer norms": (
+        lambda: nn.Sequential(
+            nn.Linear(4, 6), nn.LayerNorm(6), nn.Linear(6, 5), nn.RMSNorm(5), Flatten(), nn.Linear(5, CLASSES)
+        ),
+        (3, 4),
+    ),
+    "group norms": (
+        lambda: nn.Sequential(
+            nn.Conv2d(2, 6, 3), nn.GroupNorm(2, 6), nn.ReLU(), nn.Flatten(), nn.Linear(36, CLASSES)
+        ),
+        (2, 5, 4),
+    ),
+    "running batch norms": (
+        lambda: nn.Sequential(
+            nn.Conv2d(2, 6, 3), nn.BatchNorm2d(6).eval(), nn.Flatten(), nn.Linear(36, 5), RunningNorm(5)
+        ),
+        (2, 5, 4),
     ),
     "twice": (lambda: with_head(Twice()), (4,)),
     "checkpointed": (lambda: with_head(Block(False)), (4,)),
@@ -146,10 +187,11 @@ def expected(net, x, y):
     """Return ``{(layer, tensor, dim): (covariance, squared mean)}``."""
     gradients = single_gradients(net, x, y)
     found = {}
-    for layer in watchable_layers(net):
+    for layer in observable(net):
         of_layer = gradients[id(layer.parameter())]
         rows = torch.stack([layer.slice(g) for g in of_layer])
-        found |= {(layer.name, "weight", dim): slow(rows, dim) for dim in (0, 1)}
+        dims = range(min(rows.ndim - 1, 2))
+        found |= {(layer.name, "weight", dim): slow(rows, dim) for dim in dims}
         if (bias := layer.bias_parameter()) is not None:
             rows = torch.stack([layer.slice(g) for g in gradients[id(bias)]])
             found[layer.name, "bias", 0] = slow(rows, 0)
@@ -172,6 +214,7 @@ def check(seen, wanted, *, n, **tolerance):
         torch.testing.assert_close(noise.mean_square(tensor, dim), square, **tolerance)
 
 
+@pytest.mark.filterwarnings("ignore:Found 2 module.* in eval mode")  # Lightning's, and they are meant to be
 @pytest.mark.parametrize("name", CASES)
 def test_noise_is_that_of_single_samples(name):
     net, x, y = build(name)
@@ -231,6 +274,22 @@ def test_two_ranks_read_what_one_reads(tmp_path):
     assert one.keys() == a.keys()
     for key, value in one.items():
         torch.testing.assert_close(torch.tensor(a[key]), torch.tensor(value))
+
+
+def test_a_batch_norms_gain_is_read_in_shares_of_the_batchs_gradient():
+    torch.manual_seed(0)
+    norm, head = nn.BatchNorm1d(5).double(), nn.Linear(5, CLASSES).double()
+    nn.init.uniform_(norm.weight)
+    x, y = 2 * torch.randn(6, 5).double() + 1, torch.randint(0, CLASSES, (6,))
+    own = norm.weight.detach().repeat(6, 1).requires_grad_()  # every sample has a gain of its own
+    normal = (x - x.mean(0)) / (x.var(0, correction=0) + norm.eps).sqrt()
+    nn.functional.cross_entropy(head(own * normal + norm.bias), y).backward()
+    covariance, square = slow(6 * own.grad, 0)
+    head.zero_grad()
+    noise = fit(nn.Sequential(norm, head), x, y, Keep())["0"].gradient_noise
+    torch.testing.assert_close(noise.covariance("weight"), covariance)
+    torch.testing.assert_close(noise.mean_square("weight"), square)
+    assert norm.num_batches_tracked == 1
 
 
 def test_a_non_finite_sample_is_left_out():
