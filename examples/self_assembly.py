@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import json
 import logging
 import math
 import warnings
@@ -39,8 +40,8 @@ def four(laterals: str, **setting: Any) -> Setting:
     return {"rule": "four_synapse", "laterals": laterals, **setting}
 
 
-#: Best of the search on each kind of images (``--search``), by rule and by how laterals begin. In "all alike"
-#: the four synapses have one learning rate.
+#: Best of the search on each kind of images (``--search``), by rule and by how laterals begin, of settings that
+#: diverged on no seed. On MNIST none with random laterals was; what is here came furthest on digits.
 CHOSEN: dict[str, dict[str, Setting]] = {
     "digits": {
         "backprop": {"rule": "backprop", "lr": 0.3, "decay": 1e-3},
@@ -55,7 +56,6 @@ CHOSEN: dict[str, dict[str, Setting]] = {
         "kolen_pollack": {"rule": "kolen_pollack", "lr": 0.1, "decay": 1e-3},
         "feedback_alignment": {"rule": "feedback_alignment", "lr": 0.1, "decay": 1e-3},
         "four_synapse, identity": four("identity", lr=0.1, decay=1e-3, lateral_rate=0.1, unit_rows=True),
-        "four_synapse, all alike": four("identity", lr=0.1, decay=1e-3, lateral_rate=1.0, unit_rows=True),
         "four_synapse, positive": four("positive", lr=0.003, decay=1e-3, lateral_rate=0.01, unit_rows=False),
         "four_synapse, random": four("random", lr=0.003, decay=1e-1, lateral_rate=0.01, unit_rows=True),
     },
@@ -168,40 +168,57 @@ def group(setting: Setting) -> str:
 
 
 def search(options: argparse.Namespace) -> None:
-    """Try every setting once, the best two of each group again over seeds; write all of it down."""
+    """Try every setting once, in each group the best again until two are stable over seeds; write all down.
+
+    A file of the same name in ``--out`` is gone on with.
+    """
     (x, y), _, name = tensors(options)
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))
     held = min(len(x) // 5, 5000)
     test, kept = order[:held], order[held:][: options.search_train]
     parts = ((x[kept], y[kept]), (x[test], y[test]))
-    rows: list[dict[str, Any]] = []
+    config = {"images": name, "train": len(kept), "held_out": held, **settings(options)}
+    file = options.out / f"self_assembly_search_{name}.json"
+    before = json.loads(file.read_text()) if file.exists() else {"config": config, "tried": []}
+    if before["config"] != config:
+        raise SystemExit(f"{file} holds another search: {before['config']}")
+    rows: list[dict[str, Any]] = before["tried"]
     for setting in grid(smoke=options.smoke):
-        result = train(setting, *parts, seed=0, options=options)
-        seen = {"accuracy": [result["accuracy"]], "diverged": result["diverged"]}
-        rows.append({"group": group(setting), **setting, **seen})
+        if any(setting.items() <= row.items() for row in rows):
+            continue
+        rows.append({"group": group(setting), **setting, "accuracy": [], "diverged": ""})
+        again(rows[-1], parts, seeds=1, options=options)
+        save(options.out, file.stem, {"config": config, "tried": rows})
         print(rows[-1], flush=True)
     best: dict[str, Any] = {}
-    for kind in dict.fromkeys(row["group"] for row in rows):
-        able = [row for row in rows if row["group"] == kind and not row["diverged"]]
-        able = sorted(able, key=lambda row: -row["accuracy"][0])[:2]
-        for row in able:
-            more = [train(row, *parts, seed=s, options=options) for s in range(1, options.seeds)]
-            row["accuracy"] += [result["accuracy"] for result in more]
-        if able:
-            best[kind] = max(able, key=lambda row: spread(row["accuracy"])["mean"])
+    kinds = {kind: [row for row in rows if row["group"] == kind] for kind in dict.fromkeys(map(group, rows))}
+    for kind, members in kinds.items():
+        able = [row for row in members if row["accuracy"][0] is not None]
+        stable: list[dict[str, Any]] = []
+        for row in sorted(able, key=lambda row: -row["accuracy"][0]):
+            if len(stable) < 2:
+                again(row, parts, seeds=options.seeds, options=options)
+                stable += [row] * (not row["diverged"])
+        if stable:
+            best[kind] = max(stable, key=lambda row: spread(row["accuracy"])["mean"])
     print(
         table(
             [(k, *(r.get(c, "") for c in COLUMNS), spread(r["accuracy"])["mean"]) for k, r in best.items()],
             ("best of", *COLUMNS, "accuracy"),
         )
     )
-    tried = {kind: [row for row in rows if row["group"] == kind] for kind in dict.fromkeys(map(group, rows))}
     counts = {
-        k: {"tried": len(r), "diverged": sum(bool(row["diverged"]) for row in r)} for k, r in tried.items()
+        k: {"tried": len(r), "diverged": sum(bool(row["diverged"]) for row in r)} for k, r in kinds.items()
     }
-    config = {"images": name, "train": len(kept), "held_out": held, **settings(options)}
-    result = {"config": config, "counts": counts, "best": best, "tried": rows}
-    save(options.out, f"self_assembly_search_{name}", result)
+    save(options.out, file.stem, {"config": config, "counts": counts, "best": best, "tried": rows})
+
+
+def again(row: dict[str, Any], parts: tuple[Data, Data], *, seeds: int, options: argparse.Namespace) -> None:
+    """Fit a setting until it has been fitted with so many seeds; note when one of them diverged."""
+    for seed in range(len(row["accuracy"]), seeds):
+        result = train(row, *parts, seed=seed, options=options)
+        row["accuracy"].append(result["accuracy"])
+        row["diverged"] = row["diverged"] or result["diverged"]
 
 
 def settings(options: argparse.Namespace) -> dict[str, Any]:
