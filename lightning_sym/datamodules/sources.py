@@ -187,6 +187,13 @@ def as_bytes(image: Any, *, channels: int, max_side: int | None) -> Tensor:
         if x.ndim != 3 or x.shape[0] not in (1, 3):
             raise ValueError(f"an image must have 1 or 3 channels, got shape {tuple(image.shape)}")
         if x.is_floating_point():
+            low, high = (float(v) for v in x.aminmax())
+            if not (
+                low >= -0.01 and high <= 1.01
+            ):  # room for a resampling's overshoot, not for normalised ones
+                raise ValueError(
+                    f"a floating image must be in [0, 1], got values from {low:.3g} to {high:.3g}"
+                )
             x = (x * 255).round().clamp(0, 255).to(torch.uint8)
         elif x.dtype != torch.uint8:
             raise ValueError(f"an image must be uint8 or floating in [0, 1], got {x.dtype}")

@@ -399,6 +399,14 @@ def test_bad_data(tmp_path):
         MultiViewDataModule(Squares()).setup()
 
 
+@pytest.mark.parametrize("spoil", [lambda x: x * 255, lambda x: (x - 0.5) / 0.25, lambda x: x * float("nan")])
+def test_floating_images_out_of_range_are_not_clipped_in_silence(spoil):
+    x = torch.rand(3, 5, 5, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(as_bytes(x, channels=3, max_side=None), (x * 255).round().byte())
+    with pytest.raises(ValueError, match=r"a floating image must be in \[0, 1\], got values from"):
+        as_bytes(spoil(x), channels=3, max_side=None)
+
+
 def test_no_warning_without_cause():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
