@@ -65,6 +65,10 @@ class CircuitLayer(nn.Module):
             raise ValueError(
                 f"a rule's populations must be among B, R and L, or begin with a tensor, got {name!r}"
             )
+        if kind not in ("random", "identity", "positive"):
+            raise ValueError(
+                f"{name} must begin 'random', 'identity', 'positive' or with a tensor, got {kind!r}"
+            )
         channels = (self.geometry.upper if name == "R" else self.geometry.lower)[0]
         if kind == "identity":
             return torch.eye(channels)

@@ -295,6 +295,18 @@ def test_a_rule_of_ones_own() -> None:
 
 
 @pytest.mark.parametrize(
+    ("kinds", "words"), [({"R": "zero"}, "R must begin .*'zero'"), ({"M": "random"}, "among B, R and L.*'M'")]
+)
+def test_a_rule_that_asks_for_nonsense_is_told(kinds: dict[str, str], words: str) -> None:
+    class Odd(FourSynapse):
+        def synapses(self, geometry: Geometry, *, first: bool) -> dict[str, str]:
+            return kinds
+
+    with pytest.raises(ValueError, match=words):
+        circuit(Odd())
+
+
+@pytest.mark.parametrize(
     ("settings", "words"),
     [
         ({"rule": "backdrop"}, "backdrop"),
