@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_flatten, tree_map
 
 from lightning_sym._names import clean_name
 from lightning_sym.symmetry._rules import Rules
@@ -104,7 +104,7 @@ def find_symmetries(
     home = next((tensor.device for tensor in tensors_of(example_inputs)), torch.device("cpu"))
     with torch.random.fork_rng(devices=[]), torch.compiler.set_stance("force_eager"):
         torch.manual_seed(seed)
-        traced = trace(inner, inputs)
+        traced = trace(inner, _fresh(inputs))
         stats = _running_statistics(inner)
         fixed = {name for name in traced.named if name not in stats and name in dict(inner.named_buffers())}
         if not include_frozen:
@@ -134,11 +134,15 @@ def find_symmetries(
 
 
 def _copy(module: nn.Module) -> nn.Module:
-    """Copy a module, and the tensors that it computed and kept (as old-style weight normalisation does)."""
-    kept = [
-        value for child in module.modules() for value in vars(child).values() if isinstance(value, Tensor)
-    ]
-    return copy.deepcopy(module, {id(t): t.detach().clone() for t in kept if not t.is_leaf})
+    """Copy a module, without the trainer it hangs on, and with what it computed and kept cut loose."""
+    memo: dict[int, Any] = {}
+    for child in module.modules():
+        memo |= {
+            id(hung): hung for hung in (getattr(child, "_trainer", None), getattr(child, "_fabric", None))
+        }
+        kept = [leaf for leaf in tree_flatten(vars(child))[0] if isinstance(leaf, Tensor)]
+        memo |= {id(tensor): tensor.detach().clone() for tensor in kept if not tensor.is_leaf}
+    return copy.deepcopy(module, memo)
 
 
 def _double(leaf: Any) -> Any:
@@ -146,6 +150,11 @@ def _double(leaf: Any) -> Any:
         return leaf
     leaf = leaf.detach().cpu()
     return leaf.double() if leaf.is_floating_point() else leaf
+
+
+def _fresh(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Return copies of inputs, for a forward pass that may write into them."""
+    return tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, inputs)
 
 
 def _running_statistics(module: nn.Module) -> set[str]:
@@ -254,7 +263,7 @@ class _Trial:
         try:
             with torch.random.fork_rng(devices=[]), InDouble():
                 torch.manual_seed(self.seed)
-                out = self.module(*self.inputs)
+                out = self.module(*_fresh(self.inputs))
         except ValueError:
             if training:  # one value a channel: batch normalisation can't be trained on this example
                 return None

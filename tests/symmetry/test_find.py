@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import threading
 
 import pytest
 import torch
@@ -455,6 +456,38 @@ def test_frozen_parameters_are_constants_on_request():
     model[0].bias.requires_grad_(False)
     assert kinds(model, example(5, 4)) == {"permutation", "rescaling"}
     assert kinds(model, example(5, 4), include_frozen=False) == set()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_inputs_that_forward_writes_into_are_given_anew(dtype):
+    class Doubled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = mlp(nn.ReLU())
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.net(x.mul_(2))
+
+    x = example(5, 4).to(dtype)
+    before = x.clone()
+    assert kinds(Doubled(), x) == {"permutation", "rescaling"}
+    assert torch.equal(x, before)
+
+
+def test_a_module_is_copied_without_its_trainer_and_the_graphs_it_keeps():
+    class Hung(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net, self.losses = mlp(nn.ReLU()), []
+            self._trainer = threading.Lock()  # can't be copied, as little as some loggers
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.net(x)
+
+    model = Hung()
+    model.losses.append(model(example(5, 4)).sum())
+    assert kinds(model, example(5, 4)) == {"permutation", "rescaling"}
+    assert model.losses[0].grad_fn is not None
 
 
 def test_compiled_names_are_clean():
