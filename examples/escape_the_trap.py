@@ -2,8 +2,9 @@
 
 A two-layer ReLU student starts with groups of identical neurons. By the permutation symmetry their gradients
 are identical too, so that plain training never tells them apart. An offset without decay only moves the
-mirror: its neurons stay equal but for the rounding of theta + theta_0, which the trap, being a saddle,
-magnifies until it parts some of them (after some ten thousand steps in float64, a few thousand in float32).
+mirror: its neurons stay equal wherever theta + theta_0 is exact. Two arms show it: one trains on a grid of
+2^-40, where sums are; in the other floating point rounds them, and the trap, being a saddle, magnifies the
+rounding until it parts some neurons (after some ten thousand steps in float64, a few thousand in float32).
 All arms start from the same effective weights, but for the last one, which has to change them. Source: Ziyin
 et al., 2024, arXiv 2408.15495.
 
@@ -29,12 +30,14 @@ ARMS = {
     "plain": "no decay",
     "decay": "weight decay",
     "offset": "theta_0 without decay",
+    "offset_rounded": "theta_0 without decay, sums rounded",
     "syre": "decay towards theta_0",
     "syre_d": "decay towards theta_0, D random",
     "l2_init": "decay towards the initial weights",
     "frozen": "a tenth of the weights frozen at random values",
 }
 INPUTS, HIDDEN, TEACHER, GROUPS = 10, 20, 10, 5
+GRID = 2.0**40  # steps to 1: theta and theta_0 on such a grid have sums without rounding in float64
 
 
 class Student(nn.Module):
@@ -51,9 +54,19 @@ class Student(nn.Module):
 
 
 def respond(first_SHD: Tensor, second_SH: Tensor, x_SBD: Tensor) -> Tensor:
-    """Return a two-layer ReLU network's outputs, ``[S, B]``."""
-    hidden_SBH = torch.relu(x_SBD @ first_SHD.mT)
-    return (hidden_SBH @ second_SH[:, :, None])[:, :, 0]
+    """Return a two-layer ReLU network's outputs, ``[S, B]``.
+
+    Written out, samples innermost: a matrix product may add up one unit's terms in another order than the
+    next one's, and equal units then part by rounding.
+    """
+    x_SDB = x_SBD.mT.contiguous()
+    hidden_SHB = torch.relu((x_SDB[:, None] * first_SHD[:, :, :, None]).sum(2))
+    return (hidden_SHB * second_SH[:, :, None]).sum(1)
+
+
+def on_grid(x: Tensor) -> Tensor:
+    """Round to multiples of 2^-40."""
+    return (x * GRID).round() / GRID
 
 
 def start(seeds: list[int]) -> dict[str, Tensor]:
@@ -88,7 +101,8 @@ def train(arm: str, drawn: dict[str, Tensor], options: Any) -> list[dict[str, fl
     if arm == "frozen":
         with torch.no_grad():
             student.first.copy_(torch.where(mask > 0, fixed, student.first))
-    decays = 0.0 if arm in ("plain", "offset", "l2_init") else options.decay
+    offset = arm in ("offset", "offset_rounded")
+    decays = 0.0 if offset or arm in ("plain", "l2_init") else options.decay
     optimizer = torch.optim.SGD(student.parameters(), lr=options.lr, weight_decay=decays)
     sigma = options.sigma / INPUTS**0.5
     if arm in ("syre", "syre_d"):
@@ -100,12 +114,14 @@ def train(arm: str, drawn: dict[str, Tensor], options: Any) -> list[dict[str, fl
             named_parameters=student.named_parameters(),
         )
     offsets = {}
-    if arm == "offset":  # the paper's form: theta is trained, the forward pass is at theta + theta_0
+    if offset:  # the paper's form: theta is trained, the forward pass is at theta + theta_0
         generator = torch.Generator().manual_seed(1)
         for name, parameter in student.named_parameters():
             offsets[name] = sigma * torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+            if arm == "offset":
+                offsets[name] = on_grid(offsets[name])
             with torch.no_grad():
-                parameter -= offsets[name]
+                parameter.copy_((on_grid(parameter) if arm == "offset" else parameter) - offsets[name])
     generator = torch.Generator().manual_seed(2)
     for _ in range(options.steps):
         x = torch.randn(len(drawn["first"]), options.batch, INPUTS, generator=generator).double()
@@ -120,7 +136,12 @@ def train(arm: str, drawn: dict[str, Tensor], options: Any) -> list[dict[str, fl
                 student.second.grad += options.decay * (student.second - drawn["second"])
             if arm == "frozen":
                 student.first.grad *= 1 - mask
-        optimizer.step()
+        if arm == "offset":
+            with torch.no_grad():
+                for parameter in student.parameters():
+                    parameter -= on_grid(options.lr * parameter.grad)
+        else:
+            optimizer.step()
         if arm == "frozen":
             with torch.no_grad():
                 student.first.copy_(torch.where(mask > 0, fixed, student.first))
