@@ -149,9 +149,13 @@ def main() -> None:
         own = [each for each in runs if each["loss"] == name]
         keys = ("learned", "step_likeness", "step_likeness_if_together")
         summary[name] = {key: spread([each[key] for each in own]) for key in keys}
+        dated = [min(each["dates"]) for each in own if each["dates"]]
+        if dated:
+            summary[name]["first_date"] = spread(dated)
         summary[name]["largest_eigenvalue"] = spread([each["last"][0] for each in own])
-        read = [f"{s['mean']:.3g} +- {s['std']:.2g}" for s in summary[name].values()]
-        rows.append([name, *read, ", ".join(f"{date:.0f}" for date in own[0]["dates"]) or "none"])
+        read = (summary[name][key] for key in (*keys, "largest_eigenvalue"))
+        dates = ", ".join(f"{date:.0f}" for date in own[0]["dates"]) or "none"
+        rows.append([name, *(f"{each['mean']:.3g} +- {each['std']:.2g}" for each in read), dates])
     header = ["loss", "modes learned", "step-likeness", "if together", "largest", "dates (first seed)"]
     print(table(rows, header))
     for each in runs:

@@ -41,7 +41,7 @@ def test_the_staircase_of_three_losses_is_dated(tmp_path):
 
 
 def test_vicregs_hinge_is_what_moves_a_small_start_at_once(tmp_path):
-    """By the thirtieth step the deviation's hinge has learned its first mode, the variance's has not."""
+    """The hinge on the deviation has its first mode learned before the one on the variance has."""
     result = run("stepwise_vicreg", tmp_path)
     by_name = {each["loss"]: each for each in result["runs"]}
     assert len(by_name) == 4
