@@ -9,8 +9,8 @@ Li and Wu, 2024, arXiv 2402.07193.
 SGD does not rest at that point but moves about it, the further the larger the learning rate over the batch
 size: that is the floor of the imbalance at one moment. Averages over the second half of the steps have a
 lower one: the closed form takes the noise of a minimum, and weights that fluctuate add their own. With that
-counted in ("exact": what a step changes on average at the weights of the moment) the rest is how long the
-average is.
+counted in ("exact": what a step changes on average at the weights of the moment) what is left is the error of
+an average over so many steps.
 
 Shape letters: I inputs, H hidden units, O outputs.
 """
@@ -200,12 +200,10 @@ def draw(found: dict[str, Any]) -> Any:
     figure = Figure(figsize=(11, 3.6), layout="constrained")
     axes = figure.subplots(1, 3)
     for k, ratio in enumerate(RATIOS):
-        for how, style in (("sgd", "-"), ("gd", ":")):
-            row = found["uneven"][ratio][how]["course"]
-            label = f"{ratio}, {'SGD' if how == 'sgd' else 'GD'}"
-            axes[0].plot(
-                [r["step"] for r in row], [r["residual"] for r in row], style, color=f"C{k}", label=label
-            )
+        row = found["uneven"][ratio]["sgd"]["course"]
+        axes[0].plot([r["step"] for r in row], [r["residual"] for r in row], color=f"C{k}", label=ratio)
+        descent = found["uneven"][ratio]["gd"]["course"][-1]["residual"]
+        axes[0].axhline(descent, color=f"C{k}", linestyle=":", linewidth=1)
         for panel, noise in zip(axes[1:], ("uneven", "even"), strict=True):
             row = found[noise][ratio]
             course, readings = row["sgd"]["course"], row["sgd"]["readings"]
@@ -218,10 +216,11 @@ def draw(found: dict[str, Any]) -> Any:
                 markersize=3,
                 label=f"U : W = {ratio}",
             )
-            panel.axhline(row["gd"]["trace"]["mean"], color=f"C{k}", linestyle=":", linewidth=1)
-    axes[0].set(yscale="log", xlabel="step", title="imbalance, uneven noise")
+            panel.axhline(row["gd"]["course"][-1]["trace"], color=f"C{k}", linestyle=":", linewidth=1)
+    axes[0].plot([], [], ":", color="0.4", label="gradient descent")
+    axes[0].set(yscale="log", ylim=(0.08, 5), xlabel="step", title="imbalance, uneven noise, first seed")
     axes[0].set_ylabel(r"$2|M-N|\,/\,|M+N|$")
-    axes[0].legend(fontsize=7, ncols=3)
+    axes[0].legend(fontsize=7, ncols=4, loc="upper center")
     for panel, noise in zip(axes[1:], ("uneven", "even"), strict=True):
         closed = found[noise]["1:1"]["closed"]["mean"]
         panel.axhline(closed, color="black", linestyle="--", linewidth=1, label="predicted for SGD")
