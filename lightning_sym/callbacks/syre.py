@@ -98,10 +98,12 @@ class Syre(Callback):
     @override
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._remove()
+        self._resumed = False  # sharded strategies load the state after the fit's start
 
     @override
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         self._remove()
+        self._resumed = False
 
     def _remove(self) -> None:
         for handle in self.handles:

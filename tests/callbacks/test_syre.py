@@ -9,6 +9,7 @@ import pytest
 import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.plugins import MixedPrecision
+from lightning.pytorch.strategies import SingleDeviceStrategy
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
@@ -207,12 +208,25 @@ def test_two_optimizers_by_hand_follow_the_papers_notation():
             )
 
 
-def test_another_fit_with_the_callback_of_a_resumed_one_is_shifted_again(tmp_path):
+class Late(SingleDeviceStrategy):
+    """Loads checkpoints after the fit's start, as sharded strategies do."""
+
+    restore_checkpoint_after_setup = True
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_another_fit_with_the_callback_of_a_resumed_one_is_shifted_again(late, tmp_path):
     syre = Syre(sigma=0.3, start="shift")
     fit = trainer(callbacks=[syre], max_epochs=1)
     fit.fit(model(), batches())
     fit.save_checkpoint(tmp_path / "half.ckpt")
-    trainer(callbacks=[syre], max_epochs=2).fit(model(), batches(), ckpt_path=tmp_path / "half.ckpt")
+    unbroken, resumed = model(), model()
+    trainer(callbacks=[Syre(sigma=0.3, start="shift")], max_epochs=2).fit(unbroken, batches())
+    strategy = {"strategy": Late(torch.device("cpu"))} if late else {}
+    trainer(callbacks=[syre], max_epochs=2, **strategy).fit(
+        resumed, batches(), ckpt_path=tmp_path / "half.ckpt"
+    )
+    assert all(torch.equal(a, b) for a, b in zip(unbroken.parameters(), resumed.parameters(), strict=True))
     net = model(lr=0.0)
     before = net.net[0].weight.detach().clone()
     trainer(callbacks=[syre], max_steps=1).fit(net, batches())
