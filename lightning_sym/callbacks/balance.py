@@ -214,6 +214,9 @@ class BalanceMonitor(Monitor):
         found = _chosen(found, names, max_layers=self.max_layers)
         self._tracks = _named(found)
         self._places = _places(module)
+        # Only a rotation needs more than diagonals.
+        turns = any(symmetry.kind == "rotation" for symmetry in found)
+        self.wants = replace(type(self).wants, max_noise_width=ROTATIONS[-1] if turns else 1)
         moved = {action.name for symmetry in found for action in symmetry.actions}
         needed = {place.layer for name in moved for place in self._places.get(name, [])}
         Observer.of(trainer).watch(self, [layer for layer in _observable(module) if layer.name in needed])

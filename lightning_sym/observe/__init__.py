@@ -1,5 +1,6 @@
 """What a step shows: hooks, sums, one reduction over ranks, one observation that all monitors read."""
 
+from lightning_sym.observe.gradient_noise import GradientNoise as GradientNoise
 from lightning_sym.observe.likeness import (
     layer_features as layer_features,
     representation_alignment as representation_alignment,

@@ -302,7 +302,7 @@ class GradientNoise:
 
         Returns:
             ``[D, D]``, unbiased (divided by n - 1); its diagonal ``[D]`` where D is wider than the
-            observation's ``max_width``.
+            observation's ``max_noise_width``.
         """
         second = self._second(tensor, dim)
         return (second - self.n * self.mean_square(tensor, dim)) / (self.n - 1)

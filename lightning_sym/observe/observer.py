@@ -41,6 +41,8 @@ class Wants:
             features is kept.
         max_patch_width: the same for a convolution's patches, which are kernel-size times as wide as
             its channels and overlap.
+        max_noise_width: widest side of a weight of which ``gradient_noise`` keeps a matrix (None: no limit);
+            of wider ones the diagonal, which is cheaper.
         max_held_bytes: memory for inputs that wait for their gradient, with ``gradient_noise`` (None: no
             limit); layers beyond it have no noise reading at that step.
     """
@@ -58,6 +60,7 @@ class Wants:
     max_positions: int | None = 16
     max_width: int | None = 512
     max_patch_width: int | None = 256
+    max_noise_width: int | None = 512
     max_held_bytes: int | None = 2**30
 
     def __or__(self, other: Wants) -> Wants:
@@ -203,7 +206,8 @@ class Observer:
         began = time.perf_counter()
         self._armed_at = trainer.global_step
         self._logger_step = int(trainer.fit_loop.epoch_loop._batches_that_stepped)
-        wants = Wants(max_positions=1, max_width=1, max_patch_width=1, max_held_bytes=0)
+        least = {spec.name: 1 for spec in dataclasses.fields(Wants) if spec.name.startswith("max_")}
+        wants = Wants(**least)  # type: ignore[arg-type]
         chosen: dict[str, Layer] = {}
         for monitor in self._due:
             wants = wants | monitor.wants

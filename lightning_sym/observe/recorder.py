@@ -117,7 +117,7 @@ class Recorder:
         self.noise: NoiseSums | None = None
         if wants.gradient_noise:
             memory = memory or HeldMemory(wants.max_held_bytes)
-            self.noise = NoiseSums(layer, max_width=wants.max_width, samples=samples, memory=memory)
+            self.noise = NoiseSums(layer, max_width=wants.max_noise_width, samples=samples, memory=memory)
         self._features: list[Tensor] = []  # of the head, until its class means are known
         self._backward_weight: tuple[Tensor, Tensor | None] | None = None
         self._handles: list[Any] = []

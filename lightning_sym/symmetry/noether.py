@@ -71,8 +71,15 @@ def own_moment(symmetry: Symmetry, tensors: Mapping[str, Tensor]) -> Callable[[A
     """
 
     def moment(action: Action) -> Tensor:
-        rows_BUD = action.gather(_plain(tensors[action.name]).double()).flatten(2)
-        return rows_BUD @ rows_BUD.mT if isinstance(symmetry, Rotation) else rows_BUD.square().sum(2)
+        tensor = _plain(tensors[action.name])
+        if isinstance(symmetry, Rotation):
+            rows_BUD = action.gather(tensor.double()).flatten(2)
+            return rows_BUD @ rows_BUD.mT
+        others = [dim for dim in range(tensor.ndim) if dim != action.dim]
+        norm_D = (
+            torch.linalg.vector_norm(tensor, dim=others, dtype=torch.float64) if others else tensor.double()
+        )
+        return norm_D.square()[action.index.to(tensor.device)].sum(2)
 
     return moment
 

@@ -27,7 +27,7 @@ class Keep(Monitor):
 
     def __init__(self, *, max_width=512, max_held_bytes=2**30, **options):
         super().__init__(**{"every_n_steps": 1, "strict": True, "max_layers": 99, **options})
-        self.wants = Wants(gradient_noise=True, max_width=max_width, max_held_bytes=max_held_bytes)
+        self.wants = Wants(gradient_noise=True, max_noise_width=max_width, max_held_bytes=max_held_bytes)
         self.seen = {}
 
     def prepare(self, trainer, pl_module, batch):
