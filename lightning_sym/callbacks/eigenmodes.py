@@ -104,7 +104,7 @@ class EigenmodeMonitor(Probe):
     def __init__(
         self,
         *,
-        every_n_steps: int | Schedule = LOG_SPACED,
+        every_n_steps: int | LogSpaced | Schedule = LOG_SPACED,
         embed: str | Embed = "embed",
         data: tuple[Tensor, Tensor] | None = None,
         samples: int | None = 1024,

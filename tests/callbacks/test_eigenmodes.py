@@ -14,6 +14,7 @@ from lightning_sym.callbacks.eigenmodes import EigenmodeMonitor
 from lightning_sym.functional.eigenmodes import cross_covariance_eigenvalues
 from lightning_sym.losses import CrossCovarianceLoss, VICRegLoss
 from lightning_sym.modules import JointEmbedding
+from lightning_sym.observe.schedule import Every, LogSpaced
 from lightning_sym.theory import Staircase
 
 SCALE = torch.tensor([1.0, 0.75, 0.55, 0.35, 0.2, 0.1])
@@ -218,6 +219,25 @@ def test_two_ranks_read_what_one_reads(tmp_path):
     assert len(a[0]) == len(one[0]) == 2
     for row, expected in zip(a[0], one[0], strict=True):
         assert row == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("value", "schedule"),
+    [
+        (None, LogSpaced(12)),
+        (5, Every(5)),
+        ({"per_decade": 3}, LogSpaced(3)),
+        ({"class_path": "lightning_sym.observe.LogSpaced", "init_args": {"per_decade": 4}}, LogSpaced(4)),
+    ],
+)
+def test_it_is_built_from_plain_values(value, schedule):
+    """What LightningCLI does with YAML, the default schedule, an object, included."""
+    from jsonargparse import ArgumentParser
+
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(EigenmodeMonitor, "monitor")
+    config = {"strict": True} if value is None else {"every_n_steps": value}
+    assert parser.instantiate(parser.parse_object({"monitor": config})).monitor.schedule == schedule
 
 
 def test_bad_input_is_named():

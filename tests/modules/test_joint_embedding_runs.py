@@ -1,6 +1,7 @@
 """Joint-embedding modules the way they are run: compiled, in half precision, on ranks, resumed."""
 
 import copy
+import sys
 
 import pytest
 import torch
@@ -184,6 +185,47 @@ def test_a_trainer_that_takes_activations_away_is_refused():
     resnet.on_fit_start()
     with pytest.raises(ValueError, match=r"took the activations of .* give the module sync_batchnorm=True"):
         fused.on_fit_start()
+
+
+def test_a_run_from_a_config_of_plain_values(monkeypatch):
+    from lightning.pytorch.cli import LightningCLI
+
+    monkeypatch.setattr(sys, "argv", ["fit"])  # pytest's own arguments are not for it
+    config = {
+        "model": {"backbone": "test_resnet", "projector": [16, 8], "optimizer": "adamw", "lr": 1e-3},
+        "data": {
+            "recipe": "barlow_twins",
+            "recipe_options": {"solarize": [0.0, 0.5], "blur_sigma": [0.1, 0.3]},
+            "batch_size": 32,
+            "image_size": 16,
+        },
+        "trainer": {
+            "max_steps": 2,
+            "limit_val_batches": 1,
+            "accelerator": "cpu",
+            "logger": False,
+            "enable_checkpointing": False,
+            "enable_progress_bar": False,
+            "enable_model_summary": False,
+            "callbacks": [
+                {"class_path": "lightning_sym.callbacks.EigenmodeMonitor", "init_args": {"strict": True}},
+                {"class_path": "lightning_sym.callbacks.KNNProbe", "init_args": {"k": 5, "max_train": 64}},
+            ],
+        },
+    }
+    arguments = {"subcommand": "fit", "fit": config}
+    with torch.random.fork_rng():
+        made = LightningCLI(
+            BarlowTwins,
+            MultiViewDataModule,
+            args=arguments,
+            save_config_callback=None,
+            seed_everything_default=0,
+        )
+    monitor, probe = (c for c in made.trainer.callbacks if isinstance(c, EigenmodeMonitor | KNNProbe))
+    assert [row["step"] for row in monitor.spectra] == [1, 2]
+    assert 0 <= probe.history[0]["knn/accuracy"] <= 1
+    assert made.datamodule.drawing.recipes[1].solarize == 0.5
 
 
 @each
