@@ -9,7 +9,8 @@ own.
 ``HierarchyMonitor`` dates the drops of the loss and the breakings. Of the drops, how many begin within a
 factor ``--window`` in time of a reading at which units broke? Chance is the share of logarithmic time
 within the window of such a reading; p is how often drops do as well that are moved in logarithmic time,
-each run's together and round the end, to a random place.
+each run's together and round the end, to a random place. ``--steep`` and ``--flat`` were set after a look at
+the curves, so that what the eye takes for steps counts as drops: p describes, it does not test.
 
     python examples/loss_staircase.py
 """
@@ -17,6 +18,7 @@ each run's together and round the end, to a random place.
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import math
 import random
@@ -31,6 +33,7 @@ from _teacher import Data, Student, descend, problem
 from lightning.pytorch import Callback
 
 from lightning_sym.callbacks import HierarchyMonitor
+from lightning_sym.functional import loss_phases
 from lightning_sym.observe import LogSpaced
 
 SCALES = (0.01, 0.1, 1.0, 10.0, 100.0)
@@ -62,6 +65,8 @@ def learn(scale: float, *, options: Any, seed: int) -> dict[str, Any]:
         every_n_steps=schedule,
         broken_above=options.broken_above,
         restored_below=options.broken_above / 2,
+        steep=options.steep,
+        flat=options.flat,
         strict=True,
     )
     module = Student(options.hidden, train, scale=scale, seed=seed)
@@ -80,6 +85,13 @@ def learn(scale: float, *, options: Any, seed: int) -> dict[str, Any]:
         "train": losses.curve[-1][1],
         "test": losses.curve[-1][2],
     }
+
+
+def again(run: dict[str, Any], *, options: Any) -> dict[str, Any]:
+    """Return a run with its drops as these options see them."""
+    steps, losses, _ = zip(*run["curve"], strict=True)
+    phases = loss_phases(steps, losses, steep=options.steep, flat=options.flat)
+    return run | {"drops": [steps[phase.seen] for phase in phases if phase.what == "drop"]}
 
 
 def dates(run: dict[str, Any], *, least: int) -> list[float]:
@@ -139,11 +151,11 @@ def draw(runs: dict[str, Any], *, options: Any) -> Any:
         axes.plot(steps, train, color="C0", label="train")
         axes.plot(steps, test, color="C1", label="test")
         axes.set(xscale="log", yscale="log", xlabel="step", title=f"initial scale {scale}")
-    first = figure.axes[0]
-    first.set_ylabel("loss")
-    first.plot([], [], color="C2", linestyle=":", label="units break")
-    first.plot([], [], color="black", linewidth=2, label="drop begins")
-    first.legend(fontsize=7, loc="lower left", bbox_to_anchor=(0, 0.08))
+    figure.axes[0].set_ylabel("loss")
+    last = figure.axes[-1]
+    last.plot([], [], color="C2", linestyle=":", label="units break")
+    last.plot([], [], color="black", linewidth=2, label="drop begins")
+    last.legend(fontsize=8, loc="lower left")
     return figure
 
 
@@ -158,8 +170,13 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=10_000)
     parser.add_argument("--per-decade", type=int, default=16, help="readings")
     parser.add_argument("--broken-above", type=float, default=0.1)
+    parser.add_argument(
+        "--steep", type=float, default=1.5, help="a drop falls faster than 1 / t to this power"
+    )
+    parser.add_argument("--flat", type=float, default=0.9, help="a plateau slower than to this")
     parser.add_argument("--window", type=float, default=1.5)
     parser.add_argument("--least", type=int, default=2, help="units that must break at one reading")
+    parser.add_argument("--runs", type=Path, help="a JSON of this script's: analyse its runs, train none")
     parser.add_argument("--smoke", action="store_true", help="seconds: fewer steps, two scales")
     options = parser.parse_args()
     scales: tuple[float, ...] = SCALES
@@ -168,8 +185,12 @@ def main() -> None:
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="lightning.*")
     runs: dict[str, Any] = {}
-    for scale in scales:
-        seeds = [learn(scale, options=options, seed=seed) for seed in range(options.seeds)]
+    stored = json.loads(options.runs.read_text())["runs"] if options.runs else {}
+    for scale in stored or scales:
+        if stored:
+            seeds = [again(run, options=options) for run in stored[scale]["seeds"]]
+        else:
+            seeds = [learn(scale, options=options, seed=seed) for seed in range(options.seeds)]
         keys = ("train", "test", "effective_units")
         numbers = {key: spread([run[key] for run in seeds]) for key in keys}
         runs[str(scale)] = {**numbers, **chance(seeds, options=options), "seeds": seeds}
@@ -184,7 +205,7 @@ def main() -> None:
     ]
     rows.append(("all", "", "", "", *every.values()))
     print(table(rows, ("scale", "train", "test", "units", "drops", "met", "by chance", "p")))
-    config = {k: v for k, v in vars(options).items() if k != "out"}
+    config = {k: v for k, v in vars(options).items() if k not in ("out", "runs")}
     result = {"config": config, "runs": runs, "all": every}
     save(options.out, "loss_staircase", result, draw(runs, options=options))
 

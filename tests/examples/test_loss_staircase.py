@@ -19,7 +19,7 @@ def example(monkeypatch):
     return importlib.import_module("loss_staircase")
 
 
-def test_small_weights_make_steps_and_large_ones_none(tmp_path):
+def test_small_weights_make_steps_and_large_ones_none(tmp_path, example):
     command = [sys.executable, str(EXAMPLES / "loss_staircase.py"), "--smoke", "--out", str(tmp_path)]
     subprocess.run(command, check=True, capture_output=True, timeout=240)
     result = json.loads((tmp_path / "loss_staircase.json").read_text())
@@ -29,6 +29,8 @@ def test_small_weights_make_steps_and_large_ones_none(tmp_path):
     assert all(sum(run["broken_at_start"].values()) == 0 for run in small["seeds"])
     assert all(min(run["broken_at_start"].values()) > 0.5 for run in large["seeds"])
     assert small["test"]["mean"] < large["test"]["mean"] / 5
+    for run in small["seeds"] + large["seeds"]:  # the monitor's drops are those of the curve
+        assert example.again(run, options=SimpleNamespace(steep=1.5, flat=0.9)) == run
     for run, other in zip(small["seeds"], large["seeds"], strict=True):  # both start at f = 0
         assert run["curve"][0] == pytest.approx(other["curve"][0], rel=1e-2)
     assert (tmp_path / "loss_staircase.png").stat().st_size > 5000
