@@ -39,9 +39,30 @@ class Gain(Layer):
         mean, var = module.running_mean.to(x), module.running_var.to(x)  # type: ignore[operator, union-attr]
         return F.batch_norm(x, mean, var, eps=module.eps)  # type: ignore[arg-type]
 
+    def agrees(self, x: Tensor, output: Tensor) -> bool:
+        """Return whether the output is the normalised input times the gain: some subclasses do more."""
+        try:
+            normal = self.normalized(x)
+        except RuntimeError:  # other dimensions than this class's
+            return False
+        if normal.shape != output.shape:
+            return False
+        across = normal if self._last else normal.transpose(1, -1)
+        bias = self.module.bias if getattr(self.module, "bias", None) is not None else 0.0
+        expected = across * self.module.weight + bias  # type: ignore[operator]
+        seen = (output if self._last else output.transpose(1, -1)).to(expected.dtype)
+        tolerance = 1e-3 if torch.finfo(output.dtype).eps < 1e-6 else 0.05
+        return bool(
+            (seen - expected).abs().nan_to_num().max() <= tolerance * expected.abs().nan_to_num().max()
+        )
+
+    @property
+    def _last(self) -> bool:
+        return isinstance(self.module, nn.LayerNorm | nn.RMSNorm)
+
     def rows(self, x: Tensor) -> Tensor:
         """Return ``[B, P, O]`` of what passes through, ``[B, ...]``."""
-        if isinstance(self.module, nn.LayerNorm | nn.RMSNorm):
+        if self._last:
             return x.unsqueeze(1) if x.ndim == 2 else x.flatten(1, -2)
         return x.flatten(2).mT if x.ndim > 2 else x.unsqueeze(1)
 
@@ -50,10 +71,11 @@ def gains(root: nn.Module) -> list[Gain]:
     """Return the gains of a network that can be observed, in the order of registration."""
     found = []
     for name, module in root.named_modules():
-        # By type: a synchronised batch norm has other statistics than its rank's.
-        last = type(module) in (nn.LayerNorm, nn.RMSNorm) and len(module.normalized_shape) == 1  # type: ignore[arg-type]
-        if not last and type(module) not in (*_BATCH_NORMS, nn.GroupNorm):
-            continue
+        if isinstance(module, nn.LayerNorm | nn.RMSNorm):
+            if len(module.normalized_shape) != 1:
+                continue
+        elif not isinstance(module, (*_BATCH_NORMS, nn.GroupNorm)):
+            continue  # a synchronised batch norm has other statistics than its rank's
         weight = getattr(module, "weight", None)
         if isinstance(weight, Tensor):
             found.append(Gain(clean_name(name), module, None, 0, len(weight)))

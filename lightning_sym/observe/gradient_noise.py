@@ -137,12 +137,15 @@ class NoiseSums:
         """Take note of a forward call that is not a recomputed one."""
         self._calls += 1
 
-    def hold(self, x: Tensor | None) -> _Held | None:
-        """Keep a reference to a call's input until its gradient comes."""
+    def hold(self, x: Tensor | None, output: Tensor) -> _Held | None:
+        """Keep a reference to a call's input until the gradient of its output comes."""
         if self.reason:
             return None
         if x is None:
             self.give_up("its input is not its first argument")
+            return None
+        if self.gain is not None and not self.gain.agrees(x, output):
+            self.give_up("its output is not its normalised input times its gain")
             return None
         if self.memory.most is not None and self.memory.bytes + _bytes(x) > self.memory.most:
             self.give_up(f"inputs that wait for gradients would exceed {self.memory.most} bytes")

@@ -225,7 +225,8 @@ class Recorder:
                 self.noise.count_call()
             watched = self.wants.input_gradients or self.wants.output_gradients or self.noise is not None
             if output.requires_grad and watched:
-                held = self.noise.hold(x) if self.noise is not None else None
+                with _aside(output.device.type):
+                    held = self.noise.hold(x, output) if self.noise is not None else None
                 # The hook goes on the output itself: a slice of it has no part in the graph.
                 whole = self.layer.part is None
                 output.register_hook(lambda g: self._gradient(g if whole else g[..., part], held))

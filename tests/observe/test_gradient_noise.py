@@ -325,6 +325,44 @@ def test_where_samples_cannot_be_told_apart_there_is_no_reading():
     assert seen["1"].gradient_noise is not None
 
 
+class Activated(nn.BatchNorm1d):
+    """A normalisation that does more than its class."""
+
+    def forward(self, x):
+        return torch.relu(super().forward(x))
+
+
+class Doubled(nn.LayerNorm):
+    """A subclass that is its class."""
+
+
+class Channels(nn.LayerNorm):
+    """Normalises the first dimension after the samples."""
+
+    def forward(self, x):
+        return super().forward(x.mT).mT
+
+
+def test_normalisations_are_taken_for_what_they_do():
+    torch.manual_seed(0)
+    x, y = torch.randn(6, 4).double(), torch.randint(0, CLASSES, (6,))
+    net = nn.Sequential(
+        nn.Linear(4, 5),
+        Activated(5),
+        Doubled(5),
+        nn.Unflatten(1, (5, 1)),
+        Channels(5),
+        nn.Flatten(),
+        nn.Linear(5, 3),
+    )
+    seen = fit(net.double(), x, y, Keep())
+    for name in ("1", "4"):
+        assert seen[name].gradient_noise is None
+        assert seen[name].no_noise == "its output is not its normalised input times its gain"
+    assert seen["2"].gradient_noise is not None
+    assert seen["6"].gradient_noise is not None
+
+
 def test_memory_for_inputs_is_limited_and_given_back():
     net, x, y = build("linear")
     watch = Keep(max_held_bytes=7 * 6 * 8 + 7 * 4 * 8)
