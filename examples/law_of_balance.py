@@ -127,13 +127,13 @@ def draw(arms: dict[str, Any]) -> Any:
         left.plot(seed["step"], seed["charge"], color=f"C{k}", label=name)
         label = "law of balance" if k == 0 else None
         left.plot(seed["step"], seed["predicted"], color="black", linestyle=":", linewidth=1.8, label=label)
-        right.plot(seed["step"], seed["in"], color=f"C{k}", label=f"{name}: incoming")
-        right.plot(seed["step"], seed["out"], color=f"C{k}", linestyle="--", label="outgoing")
+        right.plot(seed["step"], seed["in"], color=f"C{k}", label=f"{name}: incoming, outgoing")
+        right.plot(seed["step"], seed["out"], color=f"C{k}", linestyle="--")
     left.axhline(0, color="0.7", linewidth=0.7)
     left.set(xlabel="step", title="incoming less outgoing squared norm")
     right.set(xlabel="step", title="squared norms", ylim=(0, None))
     left.legend(fontsize=8)
-    right.legend(fontsize=7, ncols=2)
+    right.legend(fontsize=7)
     return figure
 
 
@@ -145,17 +145,17 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=20)
     parser.add_argument("--hidden", type=int, default=200)
     parser.add_argument("--ratio", type=float, default=2.0, help="of incoming to outgoing norm at the start")
-    parser.add_argument("--lr", type=float, default=0.01)
-    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--lr", type=float, default=0.005)
+    parser.add_argument("--batch", type=int, default=2)
     parser.add_argument("--decay", type=float, default=0.03, help="weight_decay of the third arm")
     parser.add_argument("--samples", type=int, default=500, help="of gradient descent")
-    parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--steps", type=int, default=2500)
     parser.add_argument("--every", type=int, default=10)
     parser.add_argument("--smoke", action="store_true", help="seconds: narrower and shorter")
     options = parser.parse_args()
     if options.smoke:
         options.seeds, options.width, options.hidden, options.steps = 2, 8, 32, 200
-        options.samples, options.every = 300, 4
+        options.samples, options.every, options.batch, options.lr = 300, 4, 4, 0.01
     if options.hidden % (2 * options.width):
         parser.error(f"--hidden must be a multiple of twice --width, got {options.hidden}")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)

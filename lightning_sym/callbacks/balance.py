@@ -56,8 +56,8 @@ class BalanceMonitor(Monitor):
     :math:`\eta^2 \operatorname{tr}[\Sigma A] / S + \eta^2\, \bar g^\top A \bar g`, with :math:`\Sigma` the
     covariance of per-sample gradients. The law of balance (Ziyin et al., 2023, arXiv 2308.06671; 2024, arXiv
     2402.07193) is the decay at first order and the noise; what is left, of order :math:`\eta^2`
-    without noise, is the discretisation. Both are unbiased estimates from the one batch of the step
-    (its gradient is the sum of them), and only the first is called predicted.
+    without noise, is the discretisation. Both are estimated from the step's own batch, without bias if its
+    samples are independent, and add up to what its gradient did; only the first is called predicted.
 
     Logs, for every rescaling and rotation, under the layer that makes the units (a rescaling that a
     rotation of the same tensors contains is left out; a second one of a layer is ``rescaling2``):
