@@ -137,8 +137,8 @@ def hutchinson_trace(
             vector_P[n] = 1.0
         else:
             vector_P = _signs(total, rng, device, dtype)
-        products_P = vector_P.double() * product(vector_P).double()
-        samples.append(torch.stack([part.sum() for part in products_P.split(list(sizes))]))
+        products_P = vector_P * product(vector_P)  # by 1 and -1, 0: exact
+        samples.append(torch.stack([p.sum(dtype=torch.float64) for p in products_P.split(list(sizes))]))
     samples_NL = torch.stack(samples)
     if exact:
         blocks_L = samples_NL.sum(0)
@@ -189,22 +189,23 @@ def lanczos_top(
         raise ValueError(f"steps must be at least 1, got {steps}")
     count = min(steps, total)
     rng = torch.Generator().manual_seed(seed)
-    basis: list[Tensor] = []
+    basis_KP = torch.empty(count, total, device=device, dtype=dtype)
     diagonal = torch.zeros(count, dtype=torch.float64)
     beside = torch.zeros(count, dtype=torch.float64)  # the last: length of what is left
     q_P = _unit(_signs(total, rng, device, dtype))
     tiny = torch.finfo(dtype).eps * total**0.5
     largest = 0.0
     for k in range(count):
-        basis.append(q_P)
+        basis_KP[k] = q_P
         h_P = product(q_P)
-        diagonal[k] = float((q_P.double() * h_P.double()).sum())
+        diagonal[k] = float((q_P * h_P).sum(dtype=torch.float64))
         largest = max(largest, float(h_P.norm()))
-        left_P = _orthogonal(h_P, basis)
+        left_P = _orthogonal(h_P, basis_KP[: k + 1])
         beside[k] = float(left_P.norm())
         if not beside[k] > tiny * largest:  # nothing new: an invariant subspace (or a NaN, told below)
             beside[k] = 0.0
-            left_P = _orthogonal(_signs(total, rng, device, dtype), basis) if k + 1 < count else left_P
+            if k + 1 < count:
+                left_P = _orthogonal(_signs(total, rng, device, dtype), basis_KP[: k + 1])
         q_P = _unit(left_P)
     if not bool(diagonal.isfinite().all() and beside.isfinite().all()):
         return TopEigenvalue(*[torch.tensor(torch.nan, dtype=torch.float64)] * 2)
@@ -255,14 +256,15 @@ def _size(sizes: Sequence[int]) -> int:
 
 
 def _signs(size: int, rng: torch.Generator, device: torch.device | str, dtype: torch.dtype) -> Tensor:
-    signs = torch.randint(2, (size,), generator=rng, dtype=torch.int8)
-    return signs.to(device=device, dtype=dtype).mul_(2).sub_(1)
+    bytes_B = torch.randint(256, (-(-size // 8),), generator=rng, dtype=torch.uint8)  # eight signs each
+    bits = (bytes_B[:, None] >> torch.arange(8, dtype=torch.uint8)).bitwise_and_(1).view(-1)[:size]
+    return bits.to(device=device, dtype=dtype).mul_(2).sub_(1)
 
 
-def _orthogonal(vector_P: Tensor, basis: list[Tensor]) -> Tensor:
+def _orthogonal(vector_P: Tensor, basis_KP: Tensor) -> Tensor:
+    vector_P = vector_P.clone()
     for _ in range(2):  # once loses orthogonality where much is taken away
-        for q_P in basis:
-            vector_P = vector_P - (q_P @ vector_P) * q_P
+        vector_P.addmv_(basis_KP.mT, basis_KP @ vector_P, alpha=-1)
     return vector_P
 
 
