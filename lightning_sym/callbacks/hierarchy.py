@@ -82,7 +82,8 @@ class HierarchyMonitor(Monitor):
         layers: a glob, or a list of globs, on module names; ``None``: all, at most ``max_layers``.
             Symmetries are followed whose units one of these layers makes.
         max_layers: how many layers to watch when ``layers`` is ``None``.
-        kinds: kinds of symmetry to follow.
+        kinds: kinds of symmetry to follow; ``None``: permutation, rescaling, signflip and rotation, and of
+            units that any invertible matrix may mix the rotation alone, which contains the others.
         scale: length of a unit's weights that counts as fully broken; 1 is that of the incoming weights
             at the usual initialisation. ``None``: by direction alone, so that small weights count in full.
         broken_above, restored_below: see above.

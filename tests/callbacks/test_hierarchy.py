@@ -177,6 +177,30 @@ def test_accumulated_batches_have_one_loss():
         assert row["hierarchy/loss"] == pytest.approx(float(mean))
 
 
+@pytest.mark.parametrize("returns", [True, False])
+def test_manual_optimization_has_the_loss_that_it_returns(returns):
+    class Manual(Classifier):
+        def __init__(self, net):
+            super().__init__(net)
+            self.automatic_optimization = False
+
+        def training_step(self, batch, batch_idx):
+            loss = super().training_step(batch, batch_idx)
+            self.optimizers().zero_grad()
+            self.manual_backward(loss)
+            self.optimizers().step()
+            return loss if returns else None
+
+    module = Manual(mlp(4, 6, 3, act=nn.ReLU))
+    monitor = HierarchyMonitor(every_n_steps=4, strict=True)
+    fit(module, monitor)
+    assert [row["step"] for row in monitor.history] == [1, 4, 8]
+    for row in monitor.history:
+        found = [row["hierarchy/loss"]] if returns else []
+        assert found == pytest.approx([float(module.losses[int(row["step"]) - 1])] if returns else [])
+        assert ("hierarchy/loss" in row) == returns
+
+
 def test_the_loss_may_be_a_metric():
     module = classifier()
     monitor = HierarchyMonitor(every_n_steps=3, loss="val_loss", strict=True)
