@@ -4,9 +4,9 @@ Simon et al. (2023) find the staircase of the linear model in ResNets under Barl
 VICReg from a small initialisation. Here: the eigenvalues of the views' cross-covariance on a fixed set
 of images over training, each mode dated by half of its own final size (the losses fix different
 scales), and how much the modes come one at a time. Barlow Twins weighs off-diagonal entries by one, as
-the theory does: the paper's 0.005 belongs to 8192 dimensions. For the same reason there are two VICRegs:
-``vicreg`` with its paper's weights (25, 25, 1), which belong to 8192 dimensions as well, and
-``vicreg_even``, whose covariance weighs as much as the rest (25, 25, 25).
+the theory does: the paper's 0.005 belongs to 8192 dimensions. There are two VICRegs: ``vicreg`` with its
+paper's weights (25, 25, 1), which belong to 8192 dimensions as well, and ``vicreg_variance``, with weights
+(12.5, 25, 25) and the hinge on the variance instead of the deviation (``stepwise_vicreg.py`` says why).
 
     python examples/stepwise_resnet.py --data CIFAR10            # minutes on a CPU: a quarter of the width
     python examples/stepwise_resnet.py --data CIFAR10 --width 1 --small-images --images 50000 \
@@ -25,6 +25,7 @@ import lightning.pytorch as pl
 import numpy as np
 import torch
 from _data import add_data_arguments, load_images
+from _losses import VarianceHingeLoss
 from _report import save, spread, table
 from _views import fixed_pair, two_views
 from matplotlib.figure import Figure
@@ -39,7 +40,7 @@ CHANNELS = (64, 128, 256, 512)  # of a ResNet's four stages
 LOSSES: dict[str, Any] = {
     "barlow_twins": lambda: BarlowTwinsLoss(off_diagonal=1.0, eps=1e-12),
     "vicreg": VICRegLoss,
-    "vicreg_even": lambda: VICRegLoss(covariance=25.0),
+    "vicreg_variance": VarianceHingeLoss,
     "simclr": SimCLRLoss,
 }
 

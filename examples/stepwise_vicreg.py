@@ -21,28 +21,15 @@ from typing import Any
 import numpy as np
 import torch
 from _data import Images, add_data_arguments, load_images
+from _losses import variance_hinge_loss
 from _report import save, spread, table
 from matplotlib.figure import Figure
 from stepwise_linear import crop_pairs
 from torch import Tensor
-from torch.nn import functional as F
 
 from lightning_sym.functional.eigenmodes import cross_covariance_eigenvalues, mode_dates, step_likeness
-from lightning_sym.losses import (
-    covariance_term,
-    cross_covariance_loss,
-    invariance_term,
-    vicreg_loss,
-)
+from lightning_sym.losses import cross_covariance_loss, vicreg_loss
 from lightning_sym.observe import LogSpaced
-
-
-def variance_hinge_loss(z_a: Tensor, z_b: Tensor) -> Tensor:
-    """Return VICReg with weights (25, 25, 25) and its hinge on the variance, without the root."""
-    hinge = (F.relu(1 - z_a.var(dim=0)).mean() + F.relu(1 - z_b.var(dim=0)).mean()) / 2
-    redundancy = covariance_term(z_a) + covariance_term(z_b)
-    return 25 * (invariance_term(z_a, z_b) + hinge + redundancy)
-
 
 LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "cross_covariance": cross_covariance_loss,
