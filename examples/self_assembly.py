@@ -280,6 +280,11 @@ def draw(results: dict[str, Any], name: str) -> Any:
     for k, row in enumerate(results.values()):
         gaps = points(row["accuracies"], reference)
         left.plot(gaps, [-k] * len(gaps), "o", color=f"C{k}", markersize=4)
+        if row["diverged"]:
+            words = f"{row['diverged']} of {len(row['accuracies'])} diverged"
+            left.text(
+                0.98, -k, words, transform=left.get_yaxis_transform(), fontsize=7, ha="right", va="center"
+            )
         for axes, what in zip(others, ("feedback", "update"), strict=True):
             if curve := [point or dict.fromkeys(("mean", "std"), math.nan) for point in row["curves"][what]]:
                 mean, std = ([point[s] for point in curve] for s in ("mean", "std"))
@@ -287,6 +292,7 @@ def draw(results: dict[str, Any], name: str) -> Any:
                 axes.plot(row["curves"]["step"], mean, color=f"C{k}", label=labels[k])
                 axes.fill_between(row["curves"]["step"], low, high, color=f"C{k}", alpha=0.2, linewidth=0)
     left.set_yticks([-k for k in range(len(results))], [a.replace(", ", ",\n") for a in labels], fontsize=7)
+    left.set_ylim(0.5 - len(results), 0.5)
     left.axvline(0, color="0.8", linewidth=0.8, zorder=0)
     left.axvspan(-1, 1, color="0.94", zorder=0)
     left.set_xscale("symlog", linthresh=2)
@@ -320,15 +326,13 @@ def compare(options: argparse.Namespace) -> None:
     rows = []
     for rule, row in results.items():
         gap = points(row["accuracies"], reference)
-        row["gap"] = spread(gap) if gap else None
-        told: list[Any] = ["", "", "", "", "", "", ""]
-        if not row["diverged"]:
-            angles = [
-                (row["curves"][what][k] or {}).get("mean", "")
-                for what in ("feedback", "update")
-                for k in (0, -1)
-            ]
-            told = [*(row["accuracy"][k] for k in ("mean", "std")), row["gap"]["mean"], *angles]
+        row["gap"] = spread(gap) if gap else None  # of the seeds that did not diverge
+        kept = [accuracy for accuracy in row["accuracies"] if accuracy is not None]
+        told = [spread(kept)[k] if kept else "" for k in ("mean", "std")]
+        told.append(row["gap"]["mean"] if gap else "")
+        for what, k in itertools.product(("feedback", "update"), (0, -1)):
+            point = row["curves"][what][k] if row["curves"][what] else None
+            told.append(point["mean"] if point else "")
         rows.append((rule + " (reconstruction)" * row["reconstruction"], *told, row["diverged"]))
     header = (
         "rule",
