@@ -67,7 +67,8 @@ class BalanceMonitor(Monitor):
         ``balance/<layer>/<kind>/noise_ratio``: gradient noise of the incoming side over that of the
             outgoing, at least 0; 1 where noise leaves the charge alone.
         ``balance/<layer>/<kind>/flow``: change of ``charge`` per optimizer step since the last reading (at
-            the first, in the step just made). In float32 rounding moves charges, too.
+            the first, in the step just made). In float32 rounding moves charges, too, and gradients of
+            half precision are not quite at right angles to the symmetry.
         ``balance/<layer>/<kind>/predicted_flow``: what the law says of that time: its mean at both ends.
     for every scale:
         ``balance/<layer>/scale/charge``, ``flow``, ``predicted_flow``: the same of the squared norm.
@@ -92,9 +93,9 @@ class BalanceMonitor(Monitor):
 
     Noise is read from weights and biases of watchable layers and normalisations. A side that an embedding, a
     tied weight or another parameter takes part in has none, nor has a layer without ``gradient_noise``
-    (:class:`~lightning_sym.observe.gradient_noise.NoiseSums`). Of a rotation of one unit or more than 512
-    only the rescalings are read.
-    With batch normalisation in training mode it is approximate, since samples depend on each other.
+    (:class:`~lightning_sym.observe.gradient_noise.NoiseSums`), or a step of one sample. Of a rotation of one
+    unit or more than 512 only the rescalings are read. With batch normalisation in training mode noise is
+    approximate, since samples depend on each other.
 
     Args:
         every_n_steps: an interval in optimizer steps, or a schedule. Step 1 is always due.

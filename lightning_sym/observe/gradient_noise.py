@@ -312,14 +312,15 @@ class GradientNoise:
 
     def mean_square(self, tensor: Literal["weight", "bias"], dim: int = 0) -> Tensor:
         r"""Return :math:`\sum_r \bar G_{ir} \bar G_{jr}` of the mean, shaped as :meth:`covariance`."""
-        sums = self._sums
+        sums, second = self._sums, self._second(tensor, dim)
+        if tensor == "weight" and second.ndim == 1:
+            squares = torch.linalg.vector_norm(sums.first_OA, dim=1 - dim).square() / self.n**2
+            return squares if dim == 0 else squares.unflatten(0, (sums.channels, -1)).sum(1)
         if tensor == "bias":
             rows = sums.first_O[None] / self.n
-        elif dim == 0:
-            rows = sums.first_OA.mT / self.n
         else:
-            rows = sums._by_channel(sums.first_OA) / self.n
-        found = torch.zeros_like(self._second(tensor, dim))
+            rows = (sums.first_OA.mT if dim == 0 else sums._by_channel(sums.first_OA)) / self.n
+        found = torch.zeros_like(second)
         _add(found, rows, rows)
         return found
 

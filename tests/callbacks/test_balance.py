@@ -317,6 +317,24 @@ def test_where_nothing_is_predicted_charges_and_noise_are_read(settings, options
     assert not any("predicted" in key or "step_error" in key for key in row)
 
 
+def test_steps_made_by_hand_are_not_predicted():
+    class Manual(Classifier):
+        def __init__(self, net):
+            super().__init__(net)
+            self.automatic_optimization = False
+
+        def training_step(self, batch, batch_idx):
+            optimizer = self.optimizers()
+            optimizer.zero_grad()
+            self.manual_backward(super().training_step(batch, batch_idx))
+            optimizer.step()
+
+    monitor = watch()
+    fit(Manual(relu().double()), monitor)
+    assert monitor.unpredicted == "there is not one optimizer under automatic optimization"
+    assert monitor.history[-1]["balance/net.0/rescaling/noise_ratio"] > 0
+
+
 def test_two_learning_rates_conserve_nothing_and_are_not_predicted():
     class Two(Classifier):
         def configure_optimizers(self):

@@ -9,7 +9,7 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_sym.callbacks import Monitor
-from lightning_sym.observe import Wants
+from lightning_sym.observe import Wants, gradient_noise
 from lightning_sym.observe.gains import gains
 from lightning_sym.observe.layers import watchable_layers
 from lightning_sym.observe.observer import Observer
@@ -370,6 +370,37 @@ def test_memory_for_inputs_is_limited_and_given_back():
     readings = [seen[name].gradient_noise is not None for name in ("0", "2", "4")]
     assert readings == [True, False, True]
     assert "would exceed 560 bytes" in seen["2"].no_noise
+
+
+def test_nothing_is_held_between_steps():
+    class Keeps(nn.Module):
+        """Keeps an output whose gradient never comes, and the graph behind it."""
+
+        def __init__(self):
+            super().__init__()
+            self.used, self.unused = nn.Linear(4, CLASSES), nn.Linear(4, 5)
+
+        def forward(self, x):
+            self.kept = self.unused(x)
+            return self.used(x)
+
+    held = []
+
+    class Counted(gradient_noise._Held):
+        def __init__(self, x, memory):
+            super().__init__(x, memory)
+            held.append(self)
+
+    net, (x, y) = Keeps(), (torch.randn(7, 4), torch.randint(0, CLASSES, (7,)))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gradient_noise, "_Held", Counted)
+        seen = fit(net, x, y, Keep())
+    assert seen["used"].gradient_noise.n == 7
+    assert seen["unused"].gradient_noise is None
+    assert net.kept.grad_fn is not None
+    assert len(held) == 2
+    assert all(one.x is None for one in held)
+    assert held[0].memory.bytes == 0
 
 
 def test_inputs_changed_in_place_and_second_backward_passes_have_no_reading():
