@@ -111,6 +111,7 @@ class BalanceMonitor(Monitor):
 
     Attributes:
         unpredicted: why no flow is predicted, "" if it is.
+        unread: by layer, why its gradient noise could not be read in the last due step.
 
     Raises:
         ValueError: if an argument is out of its range; at fit start, if a glob matches no layer.
@@ -135,6 +136,7 @@ class BalanceMonitor(Monitor):
             raise ValueError(f"population must be at least 2 or None, got {population}")
         self.inputs, self.population, self.details = inputs, population, details
         self.unpredicted = ""
+        self.unread: dict[str, str] = {}
         self._told = ""
         self._tracks: list[_Track] | None = None
         self._places: dict[str, list[_Place]] = {}
@@ -225,6 +227,7 @@ class BalanceMonitor(Monitor):
     @override
     def read(self, seen: Observation) -> Iterator[Reading]:
         noises = {x.name: x.gradient_noise for x in seen.every if x.gradient_noise is not None}
+        self.unread = {x.name: x.no_noise for x in seen.every if x.no_noise}
         imbalances, marks = [], {}
         for track in self._tracks or []:
             seen.current = track.key

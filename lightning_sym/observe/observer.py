@@ -218,10 +218,11 @@ class Observer:
             self._stance = torch.compiler.set_stance("force_eager")
         reads = readers(module) if wants.outgoing else {}
         memory = HeldMemory(wants.max_held_bytes)
+        noisy = {x.name for m in self._due if m.wants.gradient_noise for x in self._layers[m]}
         for name, layer in chosen.items():
             recorder = Recorder(
                 layer,
-                wants,
+                dataclasses.replace(wants, gradient_noise=name in noisy),  # too dear to share unasked
                 scale=lambda: self._scale,
                 labels=lambda: find_targets(self._batch, self._wants.targets),
                 classes=layer.out_features if name == self._head else 0,

@@ -232,6 +232,8 @@ class Recorder:
                 output.register_hook(lambda g: self._gradient(g if whole else g[..., part], held))
         except Exception as error:
             self.error = self.error or error
+            if self.noise is not None:
+                self.noise.give_up("an error")
         finally:
             self.seconds["moments"] += time.perf_counter() - began
 
@@ -289,22 +291,24 @@ class Recorder:
         began = time.perf_counter()
         try:
             with _aside(gradient.device.type):
+                if self.wants.input_gradients or self.wants.output_gradients:
+                    self._take_gradients(gradient)
                 if self.noise is not None:
                     self.noise.take(held, gradient, scale=self.scale())
-                if not (self.wants.input_gradients or self.wants.output_gradients):
-                    return
-                rows = self.layer.output_rows(gradient, self.max_positions)
-                rows = rows.to(accumulation_dtype(rows.device)) * self.scale()
-                if "output_gradients" in self.sums:
-                    self.sums["output_gradients"].add(rows)
-                if "input_gradients" in self.sums:
-                    self._take_input_gradients(rows)
         except Exception as error:
             self.error = self.error or error
             if self.noise is not None:
                 self.noise.give_up("an error")
         finally:
             self.seconds["moments"] += time.perf_counter() - began
+
+    def _take_gradients(self, gradient: Tensor) -> None:
+        rows = self.layer.output_rows(gradient, self.max_positions)
+        rows = rows.to(accumulation_dtype(rows.device)) * self.scale()
+        if "output_gradients" in self.sums:
+            self.sums["output_gradients"].add(rows)
+        if "input_gradients" in self.sums:
+            self._take_input_gradients(rows)
 
     def _take_input_gradients(self, g_NO: Tensor) -> None:
         """Add ``g_a = W^T g_b``; of a wide side only the kept features are ever formed."""

@@ -377,6 +377,13 @@ def test_sides_that_are_not_observed_have_no_noise():
     assert sum(key.endswith("/charge") for key in row) == 2
     assert not any("noise_ratio" in key or "predicted" in key for key in row)
 
+    net = nn.Sequential(nn.Embedding(5, 6), Flatten(), nn.Linear(6, 3))
+    words = torch.randint(0, 5, (16, 4), generator=torch.Generator().manual_seed(0))
+    monitor = watch()
+    fit(classifier(net), monitor, pairs=(words, data(16)[1]))
+    assert "balance/net.0/rotation/charge" in monitor.history[-1]
+    assert monitor.unread == {"net.0": "its input is an index"}
+
     net = relu()
     net[2] = nn.Linear(9, 9)
     net[4] = nn.Linear(9, 9)

@@ -1,6 +1,7 @@
 """Gradient noise out of one backward pass, against single-sample derivatives in float64."""
 
 import json
+from typing import ClassVar
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_sym.callbacks import Monitor
-from lightning_sym.observe import Wants, gradient_noise
+from lightning_sym.observe import Moments, Wants, gradient_noise
 from lightning_sym.observe.gains import gains
 from lightning_sym.observe.layers import watchable_layers
 from lightning_sym.observe.observer import Observer
@@ -428,3 +429,22 @@ def test_inputs_changed_in_place_and_second_backward_passes_have_no_reading():
     watch = Keep()
     trainer(callbacks=[watch], max_steps=1).fit(Again(net), DataLoader(TensorDataset(x, y), 7))
     assert all("more than one backward pass" in layer.no_noise for layer in watch.seen.values())
+
+
+def test_only_layers_that_it_was_asked_of_have_it():
+    class Other(Monitor):
+        wants = Wants(output_gradients=Moments.SECOND)
+        seen: ClassVar[dict] = {}
+
+        def read(self, seen):
+            self.seen.update({layer.name: layer for layer in seen.layers})
+            return iter(())
+
+    net, x, y = build("linear")
+    other, watch = Other(strict=True), Keep(layers="net.2")
+    loader = DataLoader(TensorDataset(x, y), 7)
+    trainer(callbacks=[other, watch], max_steps=1).fit(Classifier(net), loader)
+    assert set(watch.seen) == {"net.2"}
+    assert watch.seen["net.2"].gradient_noise is not None
+    assert all(layer.output_gradients.n == 7 for layer in other.seen.values())
+    assert [layer.gradient_noise is not None for layer in other.seen.values()] == [False, True, False]
