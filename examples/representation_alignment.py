@@ -4,7 +4,7 @@ Ziyin et al. (2025, arXiv 2502.05300) find that they do: inner products between 
 h(x1) . h(x2), agree from network to network, within a layer and across layers. Their figure 3 shows an
 alignment of .585 between the inputs, about .7 between the networks at the start and about .93 after 2,000
 iterations; their architecture and data are not known to us. Here: two ReLU networks on handwritten digits,
-each behind a random matrix of its own and from an initialisation of its own. Alignment is the cosine
+each behind a random projection of its own and from an initialisation of its own. Alignment is the cosine
 of the two centred Gram matrices of samples not trained on (``lightning_sym.functional.gram_alignment``).
 
 Beside it, the ranks over depth that ``HierarchyMonitor`` reads on the first network: where the
@@ -37,13 +37,13 @@ from lightning_sym.observe import LogSpaced, layer_features
 
 
 class Network(LightningModule):
-    """A ReLU classifier behind a fixed random matrix."""
+    """A ReLU classifier behind a fixed random projection."""
 
     def __init__(self, inputs: int, width: int, depth: int, *, options: Any, seed: int) -> None:
         super().__init__()
         torch.manual_seed(seed)
-        self.register_buffer("view", torch.randn(inputs, inputs) / inputs**0.5)
-        widths = [inputs, *[width] * (depth - 1), 10]
+        self.register_buffer("view", torch.randn(inputs, options.view) / inputs**0.5)
+        widths = [options.view, *[width] * (depth - 1), 10]
         layers: list[nn.Module] = []
         for k in range(depth):
             layers += [nn.Linear(widths[k], widths[k + 1]), nn.ReLU()]
@@ -182,6 +182,7 @@ def main() -> None:
         "--data", type=Path, default=None, help="a torchvision root with MNIST; default: digits"
     )
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--view", type=int, default=32, help="numbers that each network sees of an image")
     parser.add_argument("--width", type=int, default=128)
     parser.add_argument("--depth", type=int, default=6)
     parser.add_argument("--steps", type=int, default=2000)
