@@ -76,6 +76,6 @@ def method(module: LightningModule, how: str | Callable[..., Any], *, argument: 
     if not callable(found):
         raise TypeError(
             f"{argument}={how!r} is not a method of {type(module).__name__}; pass the name of one, or a "
-            "function of (module, images)"
+            "function of the module and its input"
         )
     return found

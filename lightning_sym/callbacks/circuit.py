@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
-import fnmatch
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, ClassVar
 
@@ -19,6 +17,7 @@ from lightning_sym.callbacks._quiet import method, quietly
 from lightning_sym.callbacks.base import Probe, undisturbed
 from lightning_sym.functional.cosine import cosine, relative_distance
 from lightning_sym.functional.rank import effective_rank
+from lightning_sym.observe.layers import choose_names
 from lightning_sym.observe.reading import Reading
 from lightning_sym.observe.schedule import Schedule
 
@@ -279,19 +278,8 @@ def _choose(
 ) -> dict[str, Tensors]:
     if not layers:
         raise ValueError("the module has no layer to watch: no trained parameter has two dimensions or more")
-    names = list(layers)
-    if globs is None:
-        if len(names) <= max_layers:
-            return layers
-        last = max(1, max_layers - 1)
-        spread = {round(i * (len(names) - 1) / last) for i in range(max_layers)}
-        return {name: layers[name] for k, name in enumerate(names) if k in spread}
-    globs = [globs] if isinstance(globs, str) else globs
-    for glob in globs:
-        if not fnmatch.filter(names, glob):
-            nearest = difflib.get_close_matches(glob, names, n=3, cutoff=0.0)
-            raise ValueError(f"layers={glob!r} matches no layer; the nearest names are {nearest}")
-    return {name: layers[name] for name in names if any(fnmatch.fnmatchcase(name, glob) for glob in globs)}
+    chosen = choose_names(list(layers), globs, max_layers=max_layers)
+    return {name: own for name, own in layers.items() if name in chosen}
 
 
 def _sides(pairs: list[tuple[Tensor, Tensor]]) -> tuple[list[Tensor], list[Tensor]]:

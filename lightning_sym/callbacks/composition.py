@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 import functools
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, ClassVar
@@ -14,7 +13,7 @@ from typing_extensions import override
 
 from lightning_sym.callbacks.base import Probe
 from lightning_sym.functional import composition
-from lightning_sym.observe.layers import clean_name
+from lightning_sym.observe.layers import choose_names, clean_name
 from lightning_sym.observe.reading import Reading
 from lightning_sym.observe.schedule import Schedule
 
@@ -177,19 +176,9 @@ class CompositionMonitor(Probe):
     def _choose_layers(self, pl_module: LightningModule) -> dict[str, nn.Module]:
         modules = {clean_name(name): module for name, module in pl_module.named_modules() if name}
         if self.layers is None:
-            leaves = {name: module for name, module in modules.items() if not any(module.children())}
-            step = max(1.0, len(leaves) / max(1, self.max_layers))
-            picked = {int(number * step) for number in range(min(len(leaves), self.max_layers))}
-            return {name: leaf for number, (name, leaf) in enumerate(leaves.items()) if number in picked}
-        globs = [self.layers] if isinstance(self.layers, str) else self.layers
-        for glob in globs:
-            if not any(fnmatch.fnmatchcase(name, glob) for name in modules):
-                raise ValueError(f"layers={glob!r} matches no module; there are {', '.join(modules)}")
-        return {
-            name: module
-            for name, module in modules.items()
-            if any(fnmatch.fnmatchcase(name, glob) for glob in globs)
-        }
+            modules = {name: module for name, module in modules.items() if not any(module.children())}
+        chosen = choose_names(list(modules), self.layers, max_layers=self.max_layers)
+        return {name: module for name, module in modules.items() if name in chosen}
 
     @override
     def measure(self, trainer: Trainer, pl_module: LightningModule, batch: Any) -> Iterable[Reading]:

@@ -278,6 +278,27 @@ def evenly(count: int, most: int) -> list[int]:
     return sorted({round(i * (count - 1) / (most - 1)) for i in range(most)})
 
 
+def choose_names(names: Sequence[str], layers: str | Sequence[str] | None, *, max_layers: int) -> set[str]:
+    """Choose among names of layers, as ``layers`` and ``max_layers`` of every monitor say.
+
+    Args:
+        names: all there are, in the network's order.
+        layers: a glob or globs on them, or ``None`` for all.
+        max_layers: the most that ``None`` chooses: first, last and an even spread between.
+
+    Raises:
+        ValueError: if a glob matches nothing (the nearest names are told).
+    """
+    if layers is None:
+        return {names[i] for i in evenly(len(names), max_layers)}
+    globs = [layers] if isinstance(layers, str) else list(layers)
+    for glob in globs:
+        if not any(fnmatch.fnmatchcase(name, glob) for name in names):
+            nearest = difflib.get_close_matches(glob, names, n=3, cutoff=0.0)
+            raise ValueError(f"layers={glob!r} matches no layer; the nearest names are {nearest}")
+    return {name for name in names if any(fnmatch.fnmatchcase(name, glob) for glob in globs)}
+
+
 def choose_layers(
     module: nn.Module, layers: str | Sequence[str] | None, *, max_layers: int
 ) -> tuple[list[Layer], int]:
@@ -300,13 +321,5 @@ def choose_layers(
             f"{type(module).__name__} has no layer to watch: none of its modules is a Linear, Conv1d/2d/3d, "
             "MultiheadAttention or Embedding"
         )
-    if layers is None:
-        return [every[i] for i in evenly(len(every), max_layers)], len(every)
-    globs = [layers] if isinstance(layers, str) else list(layers)
-    names = [layer.name for layer in every]
-    for glob in globs:
-        if not fnmatch.filter(names, glob):
-            nearest = difflib.get_close_matches(glob, names, n=3, cutoff=0.0)
-            raise ValueError(f"layers={glob!r} matches no layer; the nearest names are {nearest}")
-    chosen = [layer for layer in every if any(fnmatch.fnmatchcase(layer.name, glob) for glob in globs)]
-    return chosen, len(every)
+    chosen = choose_names([layer.name for layer in every], layers, max_layers=max_layers)
+    return [layer for layer in every if layer.name in chosen], len(every)

@@ -303,7 +303,7 @@ def test_layers_are_chosen():
         ({"layers": "layers.[02]"}, {"layers.0", "layers.2"}),
         ({"layers": ["layers.1"]}, {"layers.1"}),
         ({"max_layers": 2}, {"layers.0", "layers.2"}),
-        ({"max_layers": 1}, {"layers.0"}),
+        ({"max_layers": 1}, {"layers.2"}),
     ):
         monitor = CircuitMonitor(ranks=False, strict=True, **options)
         fit(circuit(), monitor, max_steps=1)
