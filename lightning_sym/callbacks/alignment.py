@@ -18,9 +18,9 @@ from lightning_sym.functional.alignment import (
 )
 from lightning_sym.observe.moments import Moments
 from lightning_sym.observe.observation import LayerObservation, Observation
-from lightning_sym.observe.observer import Wants
 from lightning_sym.observe.reading import Reading
 from lightning_sym.observe.schedule import Schedule
+from lightning_sym.observe.wants import Wants
 
 
 class AlignmentMonitor(Monitor):

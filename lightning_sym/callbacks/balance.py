@@ -22,9 +22,10 @@ from lightning_sym.observe.gains import gains
 from lightning_sym.observe.gradient_noise import GradientNoise
 from lightning_sym.observe.layers import Layer, choose_layers, evenly, watchable_layers
 from lightning_sym.observe.observation import Observation
-from lightning_sym.observe.observer import Observer, Wants
+from lightning_sym.observe.observer import Observer
 from lightning_sym.observe.reading import Reading
 from lightning_sym.observe.schedule import Schedule
+from lightning_sym.observe.wants import Wants
 from lightning_sym.optim.syre import attached
 from lightning_sym.symmetry import Action, Symmetry, find_symmetries
 from lightning_sym.symmetry.noether import (

@@ -20,9 +20,11 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_sym.observe.observer import Observation, Observer, Wants
+from lightning_sym.observe.observation import Observation
+from lightning_sym.observe.observer import Observer
 from lightning_sym.observe.reading import Reading
 from lightning_sym.observe.schedule import Schedule, as_schedule
+from lightning_sym.observe.wants import Wants
 
 
 def logger_step(trainer: Trainer) -> int:

@@ -22,9 +22,9 @@ from lightning_sym.functional.rank import (
 from lightning_sym.functional.units import distinct_units, zero_units
 from lightning_sym.observe.moments import Moments
 from lightning_sym.observe.observation import ClassSums, LayerObservation, Observation
-from lightning_sym.observe.observer import Wants
 from lightning_sym.observe.reading import Reading
 from lightning_sym.observe.schedule import Schedule
+from lightning_sym.observe.wants import Wants
 from lightning_sym.optim.syre import SyreHandle, attached
 
 if TYPE_CHECKING:

@@ -27,9 +27,9 @@ from lightning_sym.observe.layers import choose_layers, watchable_layers
 from lightning_sym.observe.likeness import layer_features
 from lightning_sym.observe.moments import Moments, accumulation_dtype
 from lightning_sym.observe.observation import Observation
-from lightning_sym.observe.observer import Wants
 from lightning_sym.observe.reading import Reading
 from lightning_sym.observe.schedule import LogSpaced, Schedule
+from lightning_sym.observe.wants import Wants
 
 if TYPE_CHECKING:
     from lightning_sym.symmetry import Symmetry

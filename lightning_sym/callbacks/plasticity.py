@@ -15,9 +15,9 @@ from lightning_sym.functional.rank import effective_rank_from_eigenvalues
 from lightning_sym.functional.units import dormant_fraction_from_scores
 from lightning_sym.observe.moments import Moments
 from lightning_sym.observe.observation import LayerObservation, Observation
-from lightning_sym.observe.observer import Wants
 from lightning_sym.observe.reading import Reading
 from lightning_sym.observe.schedule import Schedule
+from lightning_sym.observe.wants import Wants
 
 
 class PlasticityMonitor(Monitor):

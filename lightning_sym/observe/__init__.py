@@ -10,6 +10,6 @@ from lightning_sym.observe.observation import (
     LayerObservation as LayerObservation,
     Observation as Observation,
 )
-from lightning_sym.observe.observer import Wants as Wants
 from lightning_sym.observe.reading import Reading as Reading
 from lightning_sym.observe.schedule import Every as Every, LogSpaced as LogSpaced, Schedule as Schedule
+from lightning_sym.observe.wants import Wants as Wants

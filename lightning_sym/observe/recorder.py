@@ -33,7 +33,7 @@ from lightning_sym.observe.layers import ATTENTION_PARTS, Layer, local
 from lightning_sym.observe.moments import Moments, Sums, accumulation_dtype, kept_features
 
 if TYPE_CHECKING:
-    from lightning_sym.observe.observer import Wants
+    from lightning_sym.observe.wants import Wants
 
 #: Widest output for which W W^T is formed to get gradient norms.
 LARGEST_GRAM = 1024
