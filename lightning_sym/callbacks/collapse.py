@@ -159,8 +159,16 @@ class CollapseMonitor(Monitor):
                 self._syre = [handle for optimizer in trainer.optimizers for handle in attached(optimizer)]
 
     @override
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_fit_start(trainer, pl_module)
+        self._forget()  # a fit that ended in an exception left its own
+
+    @override
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_fit_end(trainer, pl_module)
+        self._forget()
+
+    def _forget(self) -> None:
         self._symmetries, self._syre, self._forces = None, [], {}
 
     def _read_causes(self, layer: LayerObservation) -> Iterator[tuple[str, float]]:

@@ -559,6 +559,23 @@ def test_collapse_names_the_symmetry_that_units_fell_into():
     assert watch._symmetries is None
 
 
+def test_causes_are_those_of_the_network_in_training_even_after_a_fit_that_failed():
+    class Fails(Classifier):
+        def training_step(self, batch, batch_idx):
+            raise RuntimeError("user")
+
+    data = DataLoader(TensorDataset(torch.randn(8, 4), torch.randint(0, 4, (8,))), batch_size=8)
+    monitor = CollapseMonitor(every_n_steps=1, causes=True, strict=True)
+    with pytest.raises(RuntimeError, match="user"):
+        trainer(callbacks=[monitor]).fit(Fails(mlp(4, 6, 4)), data)
+    model = Classifier(mlp(4, 6, 4))
+    with torch.no_grad():
+        model.net[0].weight[1:], model.net[0].bias[1:] = model.net[0].weight[0], model.net[0].bias[0]
+        model.net[2].weight[:, 1:] = model.net[2].weight[:, :1]
+    trainer(callbacks=[monitor], max_epochs=1).fit(model, data)
+    assert last(monitor)["collapse/net.0/permutation"] == 1
+
+
 def test_the_loss_scale_is_undone():
     """Under a GradScaler gradients come scaled; what is read are gradients of per-sample losses."""
     from types import SimpleNamespace
