@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -62,6 +62,17 @@ def gather_rows(x: Tensor) -> Tensor:
     parts = [torch.empty_like(padded) for _ in rows]
     dist.all_gather(parts, padded)
     return torch.cat([part[:n] for part, n in zip(parts, rows, strict=True)])
+
+
+def rows_of(leaves: Sequence[Any]) -> int:
+    """Return the number of samples if every leaf is a tensor with a row for each, else 0."""
+    lengths = {len(leaf) if isinstance(leaf, Tensor) and leaf.ndim else 0 for leaf in leaves}
+    return lengths.pop() if len(lengths) == 1 else 0
+
+
+def cut(leaves: Sequence[Any], rows: slice) -> list[Any]:
+    """Return some rows of tensors that have one for each sample, see :func:`rows_of`."""
+    return [leaf[rows] for leaf in leaves]
 
 
 def method(module: LightningModule, how: str | Callable[..., Any], *, argument: str) -> Callable[..., Any]:

@@ -16,8 +16,9 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor
 from typing_extensions import override
 
+from lightning_sym.callbacks._symmetries import symmetries_of
 from lightning_sym.callbacks.base import Monitor, undisturbed
-from lightning_sym.callbacks.trainability import Locator, detached_copy, locate
+from lightning_sym.callbacks.trainability import Locator
 from lightning_sym.observe.gains import gains
 from lightning_sym.observe.gradient_noise import GradientNoise
 from lightning_sym.observe.layers import Layer, choose_layers, evenly, watchable_layers
@@ -27,7 +28,7 @@ from lightning_sym.observe.reading import Reading
 from lightning_sym.observe.schedule import Schedule
 from lightning_sym.observe.wants import Wants
 from lightning_sym.optim.syre import attached
-from lightning_sym.symmetry import Action, Symmetry, find_symmetries
+from lightning_sym.symmetry import Action, Symmetry
 from lightning_sym.symmetry.noether import (
     incoming,
     outgoing,
@@ -201,20 +202,11 @@ class BalanceMonitor(Monitor):
 
     def _find(self, trainer: Trainer, module: LightningModule, batch: Any) -> None:
         """Find the symmetries, the same on every rank, and have their layers observed."""
-        kinds, found, failure = ("rescaling", "rotation", "scale"), [], None
-        try:
-            example = locate(batch, self.inputs)
-            every = find_symmetries(detached_copy(module), example, kinds=kinds, include_frozen=False)
-            found = [replace(symmetry, module=None) for symmetry in every if symmetry.conserved]
-        except Exception as error:
-            failure = error
-        # Ranks see other examples; which layers are observed must be the same everywhere.
-        found, failed = trainer.strategy.broadcast((found, failure is not None), 0)
-        if failed:
-            raise failure or RuntimeError("the first rank could not find symmetries")
+        kinds = ("rescaling", "rotation", "scale")
+        every = symmetries_of(trainer, module, batch, inputs=self.inputs, kinds=kinds, include_frozen=False)
         chosen, _ = choose_layers(module, self.layers, max_layers=self.max_layers)
         names = None if self.layers is None else [layer.name for layer in chosen]
-        found = [s.bind(module) for s in found if s.kind != "rotation" or s.units in ROTATIONS]
+        found = [s for s in every if s.conserved and (s.kind != "rotation" or s.units in ROTATIONS)]
         found = _chosen(found, names, max_layers=self.max_layers)
         self._tracks = _named(found)
         self._places = _places(module)

@@ -12,7 +12,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_sym.callbacks.base import Monitor, undisturbed
-from lightning_sym.callbacks.trainability import Locator, detached_copy, locate
+from lightning_sym.callbacks.trainability import Locator
 from lightning_sym.functional.neural_collapse import neural_collapse_from_sums
 from lightning_sym.functional.rank import (
     effective_rank_from_eigenvalues,
@@ -151,11 +151,9 @@ class CollapseMonitor(Monitor):
         if self.causes and self._symmetries is None:
             self._symmetries = []
             with self.guard(trainer, "the search for symmetries"), undisturbed(pl_module):
-                from lightning_sym.symmetry import find_symmetries
+                from lightning_sym.callbacks._symmetries import symmetries_of
 
-                found = find_symmetries(detached_copy(pl_module), locate(batch, self.inputs))
-                # Bound to the module in training: read as it is by then.
-                self._symmetries = [symmetry.bind(pl_module) for symmetry in found]
+                self._symmetries = symmetries_of(trainer, pl_module, batch, inputs=self.inputs)
                 self._syre = [handle for optimizer in trainer.optimizers for handle in attached(optimizer)]
 
     @override

@@ -247,7 +247,7 @@ class HierarchyMonitor(Monitor):
         if not self._begun:
             self._begun = True
             with self.guard(trainer, "the search for symmetries"), undisturbed(pl_module):
-                self._find(pl_module, batch)
+                self._find(trainer, pl_module, batch)
                 if not self._broken:
                     self._judge(self._read_distances(), step=trainer.global_step)
             with self.guard(trainer, "the reference"), undisturbed(pl_module):
@@ -319,11 +319,12 @@ class HierarchyMonitor(Monitor):
         if self.picture:
             yield Reading("hierarchy/course", self.figure)
 
-    def _find(self, module: LightningModule, batch: Any) -> None:
+    def _find(self, trainer: Trainer, module: LightningModule, batch: Any) -> None:
         """Find the symmetries whose units a watched layer makes; bound to the module in training."""
-        from lightning_sym.symmetry import find_symmetries, narrowed
+        from lightning_sym.callbacks._symmetries import symmetries_of
+        from lightning_sym.symmetry import narrowed
 
-        found = find_symmetries(detached_copy(module), locate(batch, self.inputs), kinds=self.kinds)
+        found = symmetries_of(trainer, module, batch, inputs=self.inputs, kinds=self.kinds)
         chosen, _ = choose_layers(module, self.layers, max_layers=self.max_layers)
         watched = {owner for layer in chosen for owner in _owners(layer.name, layer.part)}
         makers = {owner for layer in watchable_layers(module) for owner in _owners(layer.name, layer.part)}
@@ -339,7 +340,7 @@ class HierarchyMonitor(Monitor):
             where = f"{symmetry.path or 'network'}/{symmetry.kind}"
             again = sum(label == where or label.startswith(f"{where}_") for label in self.symmetries)
             where = f"{where}_{again + 1}" if again else where
-            part, numbers = narrowed(symmetry.bind(module), most=self.max_units)
+            part, numbers = narrowed(symmetry, most=self.max_units)
             self.symmetries[where], self._numbers[where] = part, numbers.tolist()
 
     def _read_distances(self) -> dict[str, Tensor]:

@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 from typing_extensions import override
 
 from lightning_sym._names import clean_name
-from lightning_sym.callbacks._quiet import method
+from lightning_sym.callbacks._quiet import cut, method, rows_of
 from lightning_sym.callbacks._stand_in import loss_of, second_derivatives, stand_in, whole
 from lightning_sym.callbacks.base import Probe
 from lightning_sym.functional.curvature import (
@@ -182,8 +182,8 @@ class SharpnessMonitor(Probe):
             raise TypeError(
                 f"a probe batch must be made of tensors, numbers and strings, got {', '.join(odd)}; pass data"
             )
-        if _rows(leaves) and self.samples is not None:
-            leaves = _cut(leaves, slice(max(1, self.samples // ranks)))
+        if rows_of(leaves) and self.samples is not None:
+            leaves = cut(leaves, slice(max(1, self.samples // ranks)))
         leaves = tree_map(_kept, leaves)
         if ranks == 1:
             return [leaves]
@@ -193,12 +193,12 @@ class SharpnessMonitor(Probe):
 
     def _shared(self, leaves: list[Any], ranks: int) -> list[list[Any]]:
         """Return the leaves of given data, split where they have a row for each sample."""
-        if rows := _rows(leaves):
+        if rows := rows_of(leaves):
             rows = rows if self.samples is None else min(rows, self.samples)
             if rows >= ranks:
                 bounds = [rows * rank // ranks for rank in range(ranks + 1)]
-                return [_cut(leaves, slice(a, b)) for a, b in itertools.pairwise(bounds)]
-            leaves = _cut(leaves, slice(rows))
+                return [cut(leaves, slice(a, b)) for a, b in itertools.pairwise(bounds)]
+            leaves = cut(leaves, slice(rows))
         return [leaves] * ranks
 
     @override
@@ -234,7 +234,7 @@ class SharpnessMonitor(Probe):
                 raise ValueError("the module has no parameters that are trained")
             if self._parts is None:
                 raise RuntimeError("there is no probe batch: taking it failed")
-            sizes = [_rows(leaves) or 1 for leaves in self._parts]
+            sizes = [rows_of(leaves) or 1 for leaves in self._parts]
             ranks, rank = trainer.world_size, trainer.global_rank
             for leaves, size in list(zip(self._parts, sizes, strict=True))[rank::ranks]:
                 share = tree_unflatten([whole(leaf) for leaf in leaves], self._structure)
@@ -301,16 +301,6 @@ def line_of(optimizers: list[torch.optim.Optimizer]) -> float | None:
     if maximize or not (lr >= 0 and 0 <= momentum < 1 and 0 <= dampening <= 1):
         return None
     return stability_line(lr, momentum=momentum, dampening=dampening, nesterov=bool(nesterov))
-
-
-def _rows(leaves: list[Any]) -> int:
-    """Return the number of samples if every leaf is a tensor with a row for each, else 0."""
-    lengths = {len(leaf) if isinstance(leaf, Tensor) and leaf.ndim else 0 for leaf in leaves}
-    return lengths.pop() if len(lengths) == 1 else 0
-
-
-def _cut(leaves: list[Any], rows: slice) -> list[Any]:
-    return [leaf[rows] for leaf in leaves]
 
 
 def _kept(leaf: Any) -> Any:
