@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -107,3 +107,17 @@ def trainer(**settings: Any) -> Trainer:
         "max_epochs": 1,
     }
     return Trainer(**{**quiet, **settings})
+
+
+class Witness(Callback):
+    """Everything a run consists of, after every batch."""
+
+    def __init__(self) -> None:
+        self.seen: list[Any] = []
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        state = [t.detach().clone() for t in pl_module.state_dict().values()]
+        for optimizer in trainer.optimizers:
+            for per_parameter in optimizer.state.values():
+                state += [v.clone() for v in per_parameter.values() if isinstance(v, Tensor)]
+        self.seen.append([*state, torch.get_rng_state(), outputs["loss"].detach().clone()])

@@ -23,6 +23,7 @@ from typing_extensions import override
 from lightning_sym.observe.observation import Observation
 from lightning_sym.observe.observer import Observer
 from lightning_sym.observe.reading import Reading
+from lightning_sym.observe.recorder import unobserved
 from lightning_sym.observe.schedule import Schedule, as_schedule
 from lightning_sym.observe.wants import Wants
 
@@ -149,14 +150,14 @@ def _log_media(experiment: Any, readings: list[Reading], step: int) -> None:
 
 @contextlib.contextmanager
 def undisturbed(module: torch.nn.Module) -> Iterator[None]:
-    """Put back the random state and every submodule's train/eval mode on leaving.
+    """Put back the random state and every submodule's train/eval mode on leaving; stay unobserved.
 
     CPU and, where the module lives on CUDA, the devices' generators. Python's and numpy's random
     states are not used by this package and not touched.
     """
     devices = sorted({p.device.index or 0 for p in module.parameters() if p.device.type == "cuda"})
     modes = [(child, child.training) for child in module.modules()]
-    with torch.random.fork_rng(devices=devices):
+    with torch.random.fork_rng(devices=devices), unobserved():
         try:
             yield
         finally:
@@ -286,6 +287,14 @@ class Monitor(ScheduledCallback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         Observer.of(trainer).batch_end(self, trainer, pl_module)
+
+    @override
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        Observer.of(trainer).pause(True)
+
+    @override
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        Observer.of(trainer).pause(False)
 
     @override
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:

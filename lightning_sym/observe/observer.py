@@ -80,6 +80,7 @@ class Observer:
         self._armed_at: int | None = None
         self._stance: Any = None
         self._batch: Any = None
+        self._paused = False
         self._warned: set[str] = set()
 
     @classmethod
@@ -174,6 +175,7 @@ class Observer:
                 reader=reads.get(layer.module) if layer.part is None else None,
                 samples=lambda: batch_size(self._batch),
                 memory=memory,
+                paused=lambda: self._paused,
             )
             recorder.attach()
             self._recorders[name] = recorder
@@ -184,6 +186,10 @@ class Observer:
     def _find_head(chosen: dict[str, Layer]) -> str | None:
         linear = [name for name, layer in chosen.items() if isinstance(layer.module, nn.Linear)]
         return linear[-1] if linear else None
+
+    def pause(self, paused: bool) -> None:
+        """Look away while validation runs, which may be between the batches of an accumulated step."""
+        self._paused = paused
 
     def before_optimizer_step(self, monitor: Any) -> None:
         """Read the gradients as the optimizer is about to use them."""
@@ -251,7 +257,7 @@ class Observer:
         for recorder in self._recorders.values():
             recorder.detach()
         self._recorders = {}
-        self._due, self._armed_at, self._batch = [], None, None
+        self._due, self._armed_at, self._batch, self._paused = [], None, None, False
         if self._stance is not None:
             stance, self._stance = self._stance, None
             stance.__exit__(None, None, None)

@@ -47,6 +47,20 @@ def _aside(device_type: str) -> Iterator[None]:
         yield
 
 
+_own_passes = 0
+
+
+@contextlib.contextmanager
+def unobserved() -> Iterator[None]:
+    """Run passes of our own through a module: no recorder takes them for the step's."""
+    global _own_passes
+    _own_passes += 1
+    try:
+        yield
+    finally:
+        _own_passes -= 1
+
+
 def in_backward() -> bool:
     """Return whether a backward pass is running in this thread (a recomputed forward, then)."""
     return torch._C._current_graph_task_id() != -1
@@ -66,6 +80,7 @@ class Recorder:
         reader: the layer that alone reads this layer's units, if known.
         samples: returns the number of samples of the current micro-batch, or None if unknown.
         memory: for inputs that wait for their gradients, shared by all layers.
+        paused: returns whether what runs now is not the step (validation within an accumulated one).
     """
 
     def __init__(
@@ -80,13 +95,14 @@ class Recorder:
         reader: nn.Module | None = None,
         samples: Callable[[], int | None] = lambda: None,
         memory: HeldMemory | None = None,
+        paused: Callable[[], bool] = lambda: False,
     ) -> None:
         if isinstance(layer, Gain):  # not a linear map: nothing else is read of it
             nothing: dict[str, Any] = dict.fromkeys(SIDES, Moments.NONE)
             wants = dataclasses.replace(wants, **nothing, activity=False, zero_gradients=False)
         self.layer, self.wants = layer, wants
         self.max_positions = wants.max_positions
-        self.scale, self.labels = scale, labels
+        self.scale, self.labels, self.paused = scale, labels, paused
         self.seconds = seconds
         self.error: Exception | None = None
         self.fed_by_data = True
@@ -184,7 +200,12 @@ class Recorder:
 
     # -- attention ---------------------------------------------------------------------------
 
+    def _looks_away(self) -> bool:
+        return _own_passes > 0 or self.paused()
+
     def _enter(self, module: nn.Module, args: Any) -> None:
+        if self._looks_away():
+            return
         if self.noise is not None:
             query = args[0] if args and isinstance(args[0], Tensor) and args[0].ndim == 3 else None
             self.noise.attention_batch = None if query is None else query.shape[not module.batch_first]
@@ -216,6 +237,8 @@ class Recorder:
 
     def see(self, x: Tensor | None, output: Tensor, *, part: slice = slice(None)) -> None:
         """Take in one call of the layer, whose output is ``output[..., part]``."""
+        if self._looks_away():
+            return
         began = time.perf_counter()
         try:
             with _aside(output.device.type):

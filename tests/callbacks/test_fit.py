@@ -11,14 +11,14 @@ import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, Sampler, TensorDataset
 
 from lightning_sym.callbacks import AlignmentMonitor, CollapseMonitor, Monitor, PlasticityMonitor, monitors
 from lightning_sym.observe import LogSpaced, Moments, Observation, Reading, Wants
-from tests.models import Classifier, SelfAttention, convnet, images, mlp, trainer
+from tests.models import Classifier, SelfAttention, Witness, convnet, images, mlp, trainer
 
 
 def hooks(module: nn.Module) -> int:
@@ -34,20 +34,6 @@ def last(monitor: Monitor) -> dict[str, float]:
 
 def full(**settings: Any) -> list[Monitor]:
     return monitors("full", **{"every_n_steps": 2, "targets": 1, "strict": True, **settings})
-
-
-class Witness(Callback):
-    """Everything a run consists of, after every batch."""
-
-    def __init__(self) -> None:
-        self.seen: list[Any] = []
-
-    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-        state = [t.detach().clone() for t in pl_module.state_dict().values()]
-        for optimizer in trainer.optimizers:
-            for per_parameter in optimizer.state.values():
-                state += [v.clone() for v in per_parameter.values() if isinstance(v, Tensor)]
-        self.seen.append([*state, torch.get_rng_state(), outputs["loss"].detach().clone()])
 
 
 @pytest.mark.parametrize("validate", [False, True])
