@@ -8,7 +8,8 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
+from _trainer import quiet_trainer
+from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -77,13 +78,8 @@ class Student(LightningModule):
 
 def descend(module: Student, data: Data, *, steps: int, callbacks: list[Any]) -> None:
     """Train silently for some steps, each on all of the data."""
-    trainer = Trainer(
-        accelerator="cpu",
+    trainer = quiet_trainer(
         max_steps=steps,
         callbacks=callbacks,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
     )
     trainer.fit(module, DataLoader([data] * steps, batch_size=None))  # type: ignore[arg-type]

@@ -17,7 +17,8 @@ from typing import Any
 
 import torch
 from _report import save, spread, table
-from lightning.pytorch import LightningModule, Trainer, seed_everything
+from _trainer import quiet_trainer
+from lightning.pytorch import LightningModule, seed_everything
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 
@@ -70,15 +71,10 @@ def fit(seed: int, weight_decay: float, options: Any) -> dict[str, list[float]]:
     """Train once; return RGA on the input side and its chance level, layer by layer from the second."""
     seed_everything(seed, verbose=False)
     monitor = AlignmentMonitor(every_n_steps=max(1, options.steps // 50), layers="net.*")
-    trainer = Trainer(
+    trainer = quiet_trainer(
         max_steps=options.steps,
         max_epochs=-1,
-        accelerator="cpu",
         callbacks=[monitor],
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
     )
     data = Online(seed, batch=options.batch, steps=options.steps)
     trainer.fit(Regression(lr=options.lr, weight_decay=weight_decay), DataLoader(data, batch_size=None))

@@ -25,6 +25,7 @@ from typing import Any
 
 import torch
 from _report import save, spread, table
+from _trainer import quiet_trainer
 from lightning.pytorch import Callback, LightningModule, Trainer
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -76,16 +77,12 @@ def run(arm: str, args: argparse.Namespace, seed: int) -> dict[str, Any]:
     steps = epochs * len(data.train_dataloader())
     monitor = CompositionMonitor(every_n_steps=steps, pictures=False, strict=True)
     curve = Curve()
-    trainer = Trainer(
+    trainer = quiet_trainer(
         accelerator=args.accelerator,
         devices=1,
         max_epochs=epochs,
         check_val_every_n_epoch=max(1, epochs // 20),
         num_sanity_val_steps=0,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
         callbacks=[monitor, curve],
     )
     began, began_cpu = time.perf_counter(), time.process_time()

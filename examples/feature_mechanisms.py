@@ -22,7 +22,8 @@ from typing import Any
 
 import torch
 from _report import save, spread, table
-from lightning.pytorch import LightningModule, Trainer
+from _trainer import quiet_trainer
+from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -53,15 +54,10 @@ def fit(
     loader = DataLoader(
         TensorDataset(*data), batch_size=min(batch, len(data[0])), shuffle=batch < len(data[0])
     )
-    trainer = Trainer(
-        accelerator="cpu",
+    trainer = quiet_trainer(
         max_steps=steps,
         max_epochs=-1,
         callbacks=[monitor],
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
     )
     trainer.fit(module, loader)
 

@@ -19,7 +19,8 @@ from typing import Any
 
 import torch
 from _report import save, spread, table
-from lightning.pytorch import LightningModule, Trainer
+from _trainer import quiet_trainer
+from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -77,15 +78,10 @@ def run(kind: str, options: argparse.Namespace, *, seed: int) -> dict[str, Any]:
     monitor = BalanceMonitor(
         every_n_steps=options.every, population=count if full else None, details=True, strict=True
     )
-    trainer = Trainer(
-        accelerator="cpu",
+    trainer = quiet_trainer(
         max_steps=options.steps,
         max_epochs=-1,
         callbacks=[monitor],
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
     )
     trainer.fit(module, DataLoader(TensorDataset(x_ND, x_ND + noise_ND), batch_size=batch))
     rows = monitor.history

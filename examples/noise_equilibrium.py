@@ -27,6 +27,7 @@ from typing import Any
 
 import torch
 from _report import save, spread, table
+from _trainer import quiet_trainer
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
@@ -119,15 +120,10 @@ def train(module: DeepLinearNetwork, *, steps: int, sharpness: int, descent: boo
     monitor = SharpnessMonitor(
         every_n_steps=sharpness, data=module.exact_batch(), vectors=count, lanczos_steps=30, strict=True
     )
-    trainer = Trainer(
-        accelerator="cpu",
+    trainer = quiet_trainer(
         max_steps=steps,
         max_epochs=-1,
         callbacks=[course, monitor],
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
     )
     trainer.fit(module, Again(module.exact_batch(), module.steps_per_epoch) if descent else None)
     return course, monitor

@@ -26,8 +26,9 @@ from typing import Any
 
 import torch
 from _report import save, spread, table
+from _trainer import quiet_trainer
 from feature_mechanisms import digits
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -87,15 +88,10 @@ def train(parts: Any, *, options: Any, seed: int) -> tuple[Network, dict[int, di
     module = Network(data[0].shape[1], options.width, options.depth, options=options, seed=seed)
     features = Features(test[0], schedule=LogSpaced(options.per_decade))
     monitor = HierarchyMonitor(every_n_steps=LogSpaced(options.per_decade), strict=True)
-    trainer = Trainer(
-        accelerator="cpu",
+    trainer = quiet_trainer(
         max_steps=options.steps,
         max_epochs=-1,
         callbacks=[features, monitor],
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
     )
     trainer.fit(module, DataLoader(TensorDataset(*data), batch_size=64, shuffle=True))
     features.kept[options.steps] = layer_features(module, test[0])

@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 from _report import save, spread, table
+from _trainer import quiet_trainer
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, TensorDataset
@@ -125,14 +126,9 @@ def train(
                     anneal(optimizer, (epoch + k / len(batches)) / options.epochs)
                     module.learn((x[index], y[index]), optimizer)
         else:
-            trainer = Trainer(
-                accelerator="cpu",
+            trainer = quiet_trainer(
                 max_epochs=options.epochs,
                 callbacks=[Anneal(), monitor],
-                logger=False,
-                enable_checkpointing=False,
-                enable_progress_bar=False,
-                enable_model_summary=False,
             )
             trainer.fit(module, DataLoader(TensorDataset(x, y), sampler=batches, batch_size=None))
     except CircuitDivergenceError as error:

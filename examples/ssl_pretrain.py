@@ -16,6 +16,7 @@ from typing import Any
 import lightning.pytorch as pl
 from _data import add_data_arguments, load_images
 from _report import save, spread, table
+from _trainer import quiet_trainer
 from _views import fixed_pair, two_views
 from matplotlib.figure import Figure
 
@@ -44,14 +45,12 @@ def run(args: argparse.Namespace, seed: int) -> dict[str, Any]:
     knn = KNNProbe(every_n_epochs=every, strict=True)
     linear = LinearProbe(every_n_epochs=every, strict=True)
     modes = EigenmodeMonitor(data=fixed_pair(data, args.batch_size), picture=False, strict=True)
-    trainer = pl.Trainer(
+    trainer = quiet_trainer(
+        accelerator="auto",
         max_epochs=args.epochs,
         logger=pl.loggers.TensorBoardLogger(args.out) if args.log else False,
         callbacks=[knn, linear, modes],
         limit_val_batches=0,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
     )
     began = time.perf_counter()
     trainer.fit(module, datamodule=data)

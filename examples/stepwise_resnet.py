@@ -27,6 +27,7 @@ import torch
 from _data import add_data_arguments, load_images
 from _losses import VarianceHingeLoss
 from _report import save, spread, table
+from _trainer import quiet_trainer
 from _views import fixed_pair, two_views
 from matplotlib.figure import Figure
 
@@ -70,15 +71,12 @@ def run(args: argparse.Namespace, name: str, seed: int) -> dict[str, Any]:
         picture=False,
         strict=True,
     )
-    trainer = pl.Trainer(
+    trainer = quiet_trainer(
+        accelerator="auto",
         max_steps=args.steps,
         max_epochs=-1,
-        logger=False,
         limit_val_batches=0,
         callbacks=[monitor],
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
     )
     began = time.perf_counter()
     trainer.fit(module, datamodule=data)

@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 from _report import save, spread, table
-from lightning.pytorch import Trainer
+from _trainer import quiet_trainer
 from matplotlib.figure import Figure
 
 from lightning_sym.datamodules import GaussianBumpsDataModule
@@ -49,14 +49,9 @@ def run(arm: str, size: int, images: int, args: argparse.Namespace, seed: int) -
     )
     module.anneal = True
     began = time.process_time()
-    Trainer(
-        accelerator="cpu",
+    quiet_trainer(
         max_steps=args.steps,
         limit_val_batches=0,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
     ).fit(module, datamodule=data)
     row: dict[str, Any] = {"arm": arm, "size": size, "images": images, "seed": seed}
     module.eval()
