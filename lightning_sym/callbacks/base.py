@@ -10,13 +10,15 @@ Three classes, each adding one thing:
 from __future__ import annotations
 
 import contextlib
+import io
 import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, ClassVar
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from lightning.pytorch.strategies.launchers.multiprocessing import _MultiProcessingLauncher
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor
 from typing_extensions import override
 
@@ -31,6 +33,10 @@ from lightning_sym.observe.wants import Wants
 def logger_step(trainer: Trainer) -> int:
     """Return the step under which ``self.log`` of the current batch reaches the loggers."""
     return int(trainer.fit_loop.epoch_loop._batches_that_stepped)
+
+
+#: Bytes of metrics that processes which were forked or spawned can hand back: a pipe holds 64 KiB.
+RETURNABLE = 40_000
 
 
 class ScheduledCallback(Callback):
@@ -94,6 +100,29 @@ class ScheduledCallback(Callback):
         self._previous = step
         return step + self._stride >= self.schedule.next(self._last)
 
+    @override
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Leave no more in ``callback_metrics`` than forked or spawned processes can hand back.
+
+        Their launcher reads what they put into a pipe when they have ended, and they don't end before it
+        is read: metrics of hundreds of layers would stop both for ever.
+        """
+        launched = isinstance(trainer.strategy.launcher, _MultiProcessingLauncher)
+        if stage != "fit" or not launched or _stored_size(trainer.callback_metrics) <= RETURNABLE:
+            return
+        ours = [each for each in trainer.callbacks if isinstance(each, ScheduledCallback)]  # type: ignore[attr-defined]
+        read = {key for each in ours for row in each.history for key in row} - {"step"}
+        read &= set(trainer.callback_metrics)
+        single = {key for key in read if key.count("/") > 1}
+        for keys in (single, read - single):
+            if _stored_size(trainer.callback_metrics) > RETURNABLE:
+                for key in keys:
+                    del trainer.callback_metrics[key]
+        rank_zero_info(
+            "Readings of single layers are in the loggers and checkpoints; there are too many to hand back "
+            "to the process that called fit."
+        )
+
     @contextlib.contextmanager
     def guard(self, trainer: Trainer, where: str | Callable[[], str]) -> Iterator[None]:
         """Turn an exception of ours into one warning that names the place, unless ``strict``."""
@@ -129,6 +158,13 @@ class ScheduledCallback(Callback):
                     logger.log_metrics(scalars, step=step)
                 if trainer.is_global_zero:
                     _log_media(getattr(logger, "experiment", None), readings, step)
+
+
+def _stored_size(metrics: dict[str, Any]) -> int:
+    """Return the bytes that metrics take where they are handed to another process."""
+    buffer = io.BytesIO()
+    torch.save(dict(metrics), buffer)
+    return len(buffer.getvalue())
 
 
 def _log_media(experiment: Any, readings: list[Reading], step: int) -> None:
@@ -178,7 +214,7 @@ class Probe(ScheduledCallback):
         self._armed: int | None = None
 
     def measure(self, trainer: Trainer, pl_module: LightningModule, batch: Any) -> Iterable[Reading]:
-        """Return the readings of this step; equal on every rank.
+        """Return the readings of this step; those of the first rank are published on all.
 
         Args:
             trainer: the running trainer; ``trainer.global_step`` steps have been made.
@@ -202,9 +238,27 @@ class Probe(ScheduledCallback):
             return  # not due, or gradients are still being accumulated
         self._armed = None
         self._last = trainer.global_step
+        readings: list[Reading] | None = None
         with self.guard(trainer, "measure"), undisturbed(pl_module):
             readings = list(self.measure(trainer, pl_module, batch))
-            self.publish(trainer, readings, step=self._logger_step)
+        readings = _of_first_rank(trainer, readings)
+        if readings is not None:
+            with self.guard(trainer, "measure"):
+                self.publish(trainer, readings, step=self._logger_step)
+
+
+def _of_first_rank(trainer: Trainer, readings: list[Reading] | None) -> list[Reading] | None:
+    """Return the first rank's readings on all ranks, or None if it has none; others keep only numbers.
+
+    Buffers such as running statistics differ between ranks, and machines round differently.
+    """
+    if trainer.world_size == 1:
+        return readings
+    numbers = None if readings is None else [(r.key, r.scalar) for r in readings if r.is_scalar]
+    numbers = trainer.strategy.broadcast(numbers, 0)
+    if trainer.is_global_zero or numbers is None:
+        return readings if trainer.is_global_zero else None
+    return [Reading(key, value) for key, value in numbers]
 
 
 class Monitor(ScheduledCallback):
@@ -306,6 +360,7 @@ class Monitor(ScheduledCallback):
 
     @override
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        super().teardown(trainer, pl_module, stage)
         Observer.of(trainer).leave(self)
 
     def take(self, trainer: Trainer, seen: Observation, *, step: int) -> None:

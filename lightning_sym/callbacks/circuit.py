@@ -155,6 +155,7 @@ class CircuitMonitor(Probe):
 
     @override
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        super().teardown(trainer, pl_module, stage)
         self._forget()
 
     @override

@@ -187,6 +187,7 @@ class FeatureLearningMonitor(Probe):
 
     @override
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        super().teardown(trainer, pl_module, stage)
         self._watched, self._function = [], torch.nn.Identity()
 
     @override

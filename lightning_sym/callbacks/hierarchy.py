@@ -269,8 +269,12 @@ class HierarchyMonitor(Monitor):
             self._now = {}
             with self.guard(trainer, "the loss"):
                 self._now["loss"] = self._mean_loss(trainer, pl_module)
-            with self.guard(trainer, "the alignment with the reference"), undisturbed(pl_module):
-                self._now["alignment"] = self._alignment(trainer, pl_module)
+            if self.reference is not None:
+                found: dict[str, float] = {}
+                with self.guard(trainer, "the alignment with the reference"), undisturbed(pl_module):
+                    found = self._alignment(trainer, pl_module)
+                # Running statistics differ between ranks: the first one's go for all.
+                self._now["alignment"] = trainer.strategy.broadcast(found, 0)
             super().take(trainer, seen, step=step)
 
     @override

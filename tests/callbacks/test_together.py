@@ -8,6 +8,7 @@ from lightning.pytorch import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from lightning_sym import callbacks
+from lightning_sym.callbacks import base
 from lightning_sym.observe import LogSpaced
 from tests.models import Classifier, Witness, convnet, images, trainer
 
@@ -87,3 +88,39 @@ def test_validation_within_an_accumulated_step_is_not_the_step():
         return readings([watch], accumulate_grad_batches=2, max_steps=1, **settings)
 
     assert first_step(val_check_interval=1) == first_step(limit_val_batches=0)
+
+
+def test_forked_processes_end_whatever_the_number_of_readings(tmp_path, monkeypatch):
+    """Lightning's launcher waits for them before it reads the pipe that they fill."""
+    monkeypatch.setattr(base, "RETURNABLE", 12_000)  # the same, without a thousand layers
+
+    class Keys(Callback):
+        def on_train_end(self, trainer, pl_module):
+            held = base._stored_size(trainer.callback_metrics)
+            (tmp_path / f"{trainer.global_rank}.txt").write_text(str(held))
+
+    watching = callbacks.monitors("standard", every_n_steps=2, strict=True)
+    run = trainer(callbacks=[*watching, Keys()], devices=2, strategy="ddp_fork", max_steps=2)
+    run.fit(Classifier(convnet()), images())
+    assert int((tmp_path / "0.txt").read_text()) > 2 * base.RETURNABLE
+    assert base._stored_size(run.callback_metrics) <= base.RETURNABLE
+    assert {"collapse/score", "alignment/mean", "plasticity/dormant_units"} <= set(run.callback_metrics)
+    alone = trainer(callbacks=callbacks.monitors("standard", every_n_steps=2, strict=True), max_steps=2)
+    alone.fit(Classifier(convnet()), images())
+    assert "collapse/net.0/effective_rank" in alone.callback_metrics  # nothing is handed back here
+
+
+def test_two_ranks_read_the_same_though_their_running_statistics_differ(tmp_path):
+    class Keep(Callback):
+        def on_train_end(self, trainer, pl_module):
+            read = {key: float(value) for key, value in trainer.callback_metrics.items() if "/" in key}
+            statistics = pl_module.net[1].running_mean.tolist()
+            torch.save({"read": read, "own": statistics}, tmp_path / f"{trainer.global_rank}.pt")
+
+    run = trainer(callbacks=[*everything(), Keep()], devices=2, strategy="ddp_fork", max_steps=3)
+    run.fit(Classifier(convnet()), images(48))
+    first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
+    assert first["own"] != second["own"]
+    assert first["read"].keys() == second["read"].keys()
+    apart = {key for key, value in first["read"].items() if value != second["read"][key] and value == value}
+    assert not apart
