@@ -109,6 +109,25 @@ def trainer(**settings: Any) -> Trainer:
     return Trainer(**{**quiet, **settings})
 
 
+def data(n: int = 24, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Random points of four dimensions with one of three labels."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(n, 4, generator=generator), torch.randint(0, 3, (n,), generator=generator)
+
+
+def fit(
+    module: LightningModule,
+    *callbacks: Callback,
+    loader: DataLoader | None = None,
+    ckpt_path: Any = None,
+    **options: Any,
+) -> Trainer:
+    """Fit to :func:`data` for three epochs, or as told; return the trainer."""
+    run = trainer(callbacks=list(callbacks), **{"max_epochs": 3, **options})
+    run.fit(module, loader or DataLoader(TensorDataset(*data()), 8), ckpt_path=ckpt_path)
+    return run
+
+
 class Witness(Callback):
     """Everything a run consists of, after every batch."""
 

@@ -212,9 +212,6 @@ class SharpnessMonitor(Probe):
             gradient = (time.perf_counter() - began) or 1.0
             readings = list(self._read(trainer, named, product))
         readings.append(Reading("sharpness/loss", loss))
-        values = [float(reading.scalar) for reading in readings]
-        values = _broadcast(values, parameters[0].device)
-        readings = [Reading(r.key, value) for r, value in zip(readings, values, strict=True)]
         self.seconds = time.perf_counter() - began
         self.gradients = self.seconds / gradient
         return [*readings, *self._stability(trainer, readings)]
@@ -316,23 +313,10 @@ def _by_layer(names: list[str], blocks: Tensor) -> dict[str, Tensor]:
     return found
 
 
-def _alone() -> bool:
-    return not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1
-
-
 def _sum_over_ranks(tensor: Tensor, device: torch.device) -> Tensor:
     """Add up in place, wherever the ranks can reach each other."""
-    if not _alone():
+    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
         moved = tensor.to(device)
         dist.all_reduce(moved)
         tensor.copy_(moved)
     return tensor
-
-
-def _broadcast(values: list[float], device: torch.device) -> list[float]:
-    """Return the first rank's values: machines of different kinds round differently."""
-    if _alone():
-        return values
-    packed = torch.tensor(values, dtype=torch.float64, device=device)
-    dist.broadcast(packed, 0)
-    return packed.tolist()

@@ -12,18 +12,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from lightning_sym.callbacks import CollapseMonitor, HierarchyMonitor
 from lightning_sym.functional import effective_rank, gram_alignment
 from lightning_sym.observe import LogSpaced
-from tests.models import Classifier, convnet, images, mlp, trainer
-
-
-def data(n=24, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(n, 4, generator=generator), torch.randint(0, 3, (n,), generator=generator)
-
-
-def fit(module, *callbacks, loader=None, ckpt_path=None, **options):
-    run = trainer(callbacks=list(callbacks), **{"max_epochs": 3, **options})
-    run.fit(module, loader or DataLoader(TensorDataset(*data()), 8), ckpt_path=ckpt_path)
-    return run
+from tests.models import Classifier, convnet, data, fit, images, mlp, trainer
 
 
 def classifier(*, scale=1.0, act=nn.ReLU, seed=0, **settings):

@@ -15,20 +15,9 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_sym.callbacks import SharpnessMonitor
 from lightning_sym.callbacks.sharpness import line_of
-from tests.models import Classifier, SelfAttention, convnet, images, mlp, trainer
+from tests.models import Classifier, SelfAttention, convnet, data, fit, images, mlp
 
 ALL = 10_000  # as many vectors as there are parameters, or more: exact
-
-
-def data(n=24, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(n, 4, generator=generator), torch.randint(0, 3, (n,), generator=generator)
-
-
-def fit(module, *callbacks, loader=None, ckpt_path=None, **options):
-    run = trainer(callbacks=list(callbacks), **{"max_epochs": 3, **options})
-    run.fit(module, loader or DataLoader(TensorDataset(*data()), 8), ckpt_path=ckpt_path)
-    return run
 
 
 def classifier(net=None, **settings):
