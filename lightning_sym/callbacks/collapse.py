@@ -2,33 +2,35 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_sym.callbacks.base import Monitor, undisturbed
-from lightning_sym.callbacks.trainability import Locator
+from lightning_sym.callbacks.base import Monitor, within
+from lightning_sym.callbacks.symmetries import symmetries_of
+from lightning_sym.engine.batch import Locator
+from lightning_sym.engine.schedule import Schedule
 from lightning_sym.functional.neural_collapse import neural_collapse_from_sums
 from lightning_sym.functional.rank import (
     effective_rank_from_eigenvalues,
     numerical_rank_from_eigenvalues,
-    participation_ratio_from_covariance,
+    split_participation_ratio,
 )
 from lightning_sym.functional.units import distinct_units, zero_units
-from lightning_sym.observe.moments import Moments
-from lightning_sym.observe.observation import ClassSums, LayerObservation, Observation
-from lightning_sym.observe.reading import Reading
-from lightning_sym.observe.schedule import Schedule
-from lightning_sym.observe.wants import Wants
-from lightning_sym.optim.syre import SyreHandle, attached
+from lightning_sym.observe import Activity, ClassMeans, Observation, Reading, SecondMoments, Weight
+from lightning_sym.observe.observation import LayerObservation
+from lightning_sym.observe.statistics import ClassSums, SampleMoments
+from lightning_sym.observe.weights import LayerWeight
+from lightning_sym.optim.syre import attached
 
 if TYPE_CHECKING:
+    from lightning_sym.optim import SyreHandle
     from lightning_sym.symmetry import Symmetry
+
+_OUTPUTS, _ACTIVITY, _WEIGHT = SecondMoments("outputs"), Activity(), Weight()
 
 
 class CollapseMonitor(Monitor):
@@ -37,7 +39,8 @@ class CollapseMonitor(Monitor):
     Logs, for every watched layer's output :math:`h_b = W h_a` (before the activation):
         ``collapse/<layer>/effective_rank``: of the centred outputs, in [1, min(samples - 1, width)];
             0 where the output does not vary.
-        ``collapse/<layer>/participation_ratio``: of the outputs' covariance, in the same range.
+        ``collapse/<layer>/participation_ratio``: of the outputs' covariance, in about the same range; from
+            two halves of the samples, so that their number does not bias it.
         ``collapse/<layer>/numerical_rank``: singular values above ``rtol`` of the largest.
         ``collapse/<layer>/dead_units``: fraction of the units *feeding* the layer that were 0 on
             every sample, in [0, 1]; not for layers fed by raw data.
@@ -80,8 +83,11 @@ class CollapseMonitor(Monitor):
         rtol: relative cut of ``numerical_rank`` and ``zero_units``.
         causes: find the network's symmetries at the first due step (seconds for a large network, on
             a copy) and name what collapsed units fell into.
-        inputs: where ``causes`` finds the module's input in a batch: an index, a key or a function.
+        inputs: where ``causes`` finds the module's input in a batch: an index, a key or a function;
+            ``None``: what its ``forward`` names, or the first entry.
+        forward: what ``causes`` calls on it: a method of the module, or a function of (module, input).
         histograms: also log each layer's covariance spectrum (log10, relative) as a histogram.
+        name: first part of its keys instead of ``collapse``.
         strict: raise what goes wrong in here instead of warning once and going on.
 
     Raises:
@@ -89,7 +95,6 @@ class CollapseMonitor(Monitor):
     """
 
     quantity: ClassVar[str] = "collapse"
-    wants = Wants(outputs=Moments.SECOND, activity=True, outgoing=True)
 
     def __init__(
         self,
@@ -101,73 +106,70 @@ class CollapseMonitor(Monitor):
         tolerance: float = 1e-2,
         rtol: float = 1e-3,
         causes: bool = False,
-        inputs: Locator = 0,
+        inputs: Locator = None,
+        forward: str | Callable[..., Any] = "forward",
         histograms: bool = False,
+        name: str | None = None,
         strict: bool = False,
     ) -> None:
-        super().__init__(every_n_steps=every_n_steps, layers=layers, max_layers=max_layers, strict=strict)
-        for name, value in (("tolerance", tolerance), ("rtol", rtol)):
-            if not 0 <= value < 1:
-                raise ValueError(f"{name} must be in [0, 1), got {value}")
+        super().__init__(
+            every_n_steps=every_n_steps, layers=layers, max_layers=max_layers, name=name, strict=strict
+        )
+        within("tolerance", tolerance, 0, 1)
+        within("rtol", rtol, 0, 1)
         self.targets = targets
         self.tolerance = tolerance
         self.rtol = rtol
-        self.causes = causes
-        self.inputs = inputs
+        self.causes = self.runs_module = causes
+        self.inputs, self.forward = inputs, forward
         self.histograms = histograms
+        self.classes = ClassMeans(targets)
+        self.needs = (_OUTPUTS, _ACTIVITY, _WEIGHT) + ((self.classes,) if targets is not None else ())
+        self.end_run()
+
+    @override
+    def settings(self) -> dict[str, Any]:
+        targets = getattr(self.targets, "__qualname__", self.targets)
+        return {**super().settings(), "targets": targets}
+
+    @override
+    def end_run(self) -> None:
         self._symmetries: list[Symmetry] | None = None
         self._syre: list[SyreHandle] = []
         self._forces: dict[tuple[Any, ...], float | None] = {}
-        self.wants = dataclasses.replace(type(self).wants, targets=targets)
+
+    @override
+    def prepare(self, seen: Observation) -> None:
+        if self.causes and self._symmetries is None:
+            self._symmetries = []
+            self._symmetries = symmetries_of(seen.run, inputs=self.inputs, forward=self.forward)
+            self._syre = [handle for optimizer in seen.run.optimizers for handle in attached(optimizer)]
 
     @override
     def read(self, seen: Observation) -> Iterator[Reading]:
-        scores = []
+        scores, counts = [], []
         for layer in seen.layers:
             found = dict(self._read_layer(layer))
             for what, value in found.items():
-                yield Reading(f"collapse/{layer.name}/{what}", value)
+                yield Reading(layer.name, what, value)
             if self._symmetries:
                 for what, value in self._read_causes(layer):
-                    yield Reading(f"collapse/{layer.name}/{what}", value)
-            scores.append(self._score(layer, found))
-            if self.histograms and layer.outputs is not None:
-                values = layer.outputs.eigenvalues
+                    yield Reading(layer.name, what, value)
+            outputs = layer.get(_OUTPUTS)
+            if outputs is None and "distinct_units" not in found:
+                continue
+            scores.append(self._score(layer, outputs, found))
+            counts += [outputs.n] if outputs is not None else []
+            if self.histograms and outputs is not None:
+                values = outputs.eigenvalues
                 values = values[values > 0]
                 if len(values):
-                    yield Reading(f"collapse/{layer.name}/spectrum", (values / values[0]).log10())
-            if layer.classes is not None:
-                yield from self._read_classes(layer.classes, layer.blocks[0])
+                    yield Reading(layer.name, "spectrum", (values / values[0]).log10())
+            if (classes := layer.get(self.classes)) is not None:
+                yield from self._read_classes(classes)
         if scores:
-            yield Reading("collapse/score", sum(scores) / len(scores))
-            counts = [layer.outputs.n for layer in seen.every if layer.outputs is not None]
-            yield Reading("collapse/samples", float(min(counts, default=0)))
-
-    @override
-    def on_train_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
-    ) -> None:
-        super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
-        if self.causes and self._symmetries is None:
-            self._symmetries = []
-            with self.guard(trainer, "the search for symmetries"), undisturbed(pl_module):
-                from lightning_sym.callbacks._symmetries import symmetries_of
-
-                self._symmetries = symmetries_of(trainer, pl_module, batch, inputs=self.inputs)
-                self._syre = [handle for optimizer in trainer.optimizers for handle in attached(optimizer)]
-
-    @override
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        super().on_fit_start(trainer, pl_module)
-        self._forget()  # a fit that ended in an exception left its own
-
-    @override
-    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        super().on_fit_end(trainer, pl_module)
-        self._forget()
-
-    def _forget(self) -> None:
-        self._symmetries, self._syre, self._forces = None, [], {}
+            yield Reading("", "score", sum(scores) / len(scores))
+            yield Reading("", "samples", float(min(counts, default=0)))
 
     def _read_causes(self, layer: LayerObservation) -> Iterator[tuple[str, float]]:
         from lightning_sym.symmetry import collapse_causes, least_force
@@ -185,55 +187,60 @@ class CollapseMonitor(Monitor):
                 yield "residual_force", force
 
     def _read_layer(self, layer: LayerObservation) -> Iterator[tuple[str, float]]:
-        stream = layer.outputs
-        if stream is not None and stream.n > 1:
-            yield "effective_rank", float(effective_rank_from_eigenvalues(stream.eigenvalues))
-            yield "participation_ratio", float(participation_ratio_from_covariance(stream.covariance()))
-            rank = numerical_rank_from_eigenvalues(stream.eigenvalues, rtol=self.rtol)
+        outputs: SampleMoments | None = layer.get(_OUTPUTS)
+        if outputs is not None and outputs.n > 1:
+            yield "effective_rank", float(effective_rank_from_eigenvalues(outputs.eigenvalues))
+            ratio = float(split_participation_ratio(*outputs.covariance_halves))
+            if math.isfinite(ratio):
+                yield "participation_ratio", ratio
+            rank = numerical_rank_from_eigenvalues(outputs.eigenvalues, rtol=self.rtol)
             yield "numerical_rank", float(rank)
-        if layer.live is not None and not layer.fed_by_data:
-            yield "dead_units", float((layer.live == 0).double().mean())
-        if layer.nonfinite:
-            yield "nonfinite", layer.nonfinite
-        squares = layer.weight_singular_values.square()
+        activity = layer.get(_ACTIVITY)
+        if activity is not None and not layer.fed_by_data:
+            yield "dead_units", float((activity.live == 0).double().mean())
+        if outputs is not None and outputs.nonfinite:
+            yield "nonfinite", outputs.nonfinite
+        weight: LayerWeight | None = layer.get(_WEIGHT)
+        if weight is None:
+            return
+        squares = weight.singular_values.square()
         if squares.isfinite().all():
             yield "weight_effective_rank", float(effective_rank_from_eigenvalues(squares))
             yield "weight_stable_rank", float(squares.sum() / squares[0]) if squares[0] > 0 else 0.0
         if layer.layer.has_input:  # an embedding's rows are inputs, not units
-            yield "distinct_units", self._distinct(layer)
-            weight = layer.blocks.flatten(0, 1)
-            yield "zero_units", float(zero_units(weight, layer.bias, rtol=self.rtol))
+            yield "distinct_units", self._distinct(weight)
+            yield "zero_units", float(zero_units(weight.blocks.flatten(0, 1), weight.bias, rtol=self.rtol))
 
-    def _distinct(self, layer: LayerObservation) -> float:
-        groups, rows, _ = layer.blocks.shape
+    def _distinct(self, weight: LayerWeight) -> float:
+        groups, rows, _ = weight.blocks.shape
         if groups > 1 and rows == 1:
             return 1.0  # depthwise: no two units share an input
         if groups == 1:
-            found = distinct_units(layer.blocks[0], layer.bias, layer.outgoing, tolerance=self.tolerance)
-            return float(found)
-        biases = [None] * groups if layer.bias is None else layer.bias.chunk(groups)
+            units = distinct_units(weight.blocks[0], weight.bias, weight.outgoing, tolerance=self.tolerance)
+            return float(units)
+        biases = [None] * groups if weight.bias is None else weight.bias.chunk(groups)
         shares = [
             float(distinct_units(block, bias, tolerance=self.tolerance))
-            for block, bias in zip(layer.blocks, biases, strict=True)
+            for block, bias in zip(weight.blocks, biases, strict=True)
         ]
         return sum(shares) / groups
 
     @staticmethod
-    def _score(layer: LayerObservation, found: dict[str, float]) -> float:
+    def _score(layer: LayerObservation, outputs: SampleMoments | None, found: dict[str, float]) -> float:
         lost = [found.get("dead_units", 0.0), 1.0 - found.get("distinct_units", 1.0)]
-        if layer.outputs is not None and "numerical_rank" in found:
-            width = min(layer.layer.out_features, len(layer.outputs.eigenvalues))
+        if outputs is not None and "numerical_rank" in found:
+            width = min(layer.layer.out_features, len(outputs.eigenvalues))
             if layer.layer.has_input:
                 width = min(width, layer.layer.in_features)
-            bound = min(layer.outputs.n - 1, width)
+            bound = min(outputs.n - 1, width)
             lost.append(1.0 - min(found["numerical_rank"] / bound, 1.0))
         return max((value for value in lost if math.isfinite(value)), default=0.0)
 
     @staticmethod
-    def _read_classes(classes: ClassSums, weight: Tensor) -> Iterator[Reading]:
-        found = neural_collapse_from_sums(classes.counts, classes.sums, classes.second, weight)
-        yield Reading("collapse/nc4", classes.disagreements / float(classes.counts.sum()))
+    def _read_classes(classes: ClassSums) -> Iterator[Reading]:
+        found = neural_collapse_from_sums(classes.counts, classes.sums, classes.second, classes.weight)
+        yield Reading("", "nc4", classes.disagreements / float(classes.counts.sum()))
         for name in ("nc1", "nc2", "nc3"):
             value = getattr(found, name)
             if value is not None and value.isfinite():
-                yield Reading(f"collapse/{name}", value)
+                yield Reading("", name, value)

@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, ClassVar
 
-import torch
-from lightning.pytorch import LightningModule, Trainer
 from typing_extensions import override
 
-from lightning_sym.callbacks.base import Monitor, logger_step, undisturbed
-from lightning_sym.callbacks.trainability import Locator, trainability
+from lightning_sym.callbacks.base import Monitor, at_least
+from lightning_sym.engine.batch import Locator, locate
+from lightning_sym.engine.schedule import Schedule
+from lightning_sym.engine.trainability import trainability
 from lightning_sym.functional.rank import effective_rank_from_eigenvalues
 from lightning_sym.functional.units import dormant_fraction_from_scores
-from lightning_sym.observe.moments import Moments
-from lightning_sym.observe.observation import LayerObservation, Observation
-from lightning_sym.observe.reading import Reading
-from lightning_sym.observe.schedule import Schedule
-from lightning_sym.observe.wants import Wants
+from lightning_sym.observe import (
+    Activity,
+    Observation,
+    Reading,
+    SecondMoments,
+    Weight,
+    WeightUpdate,
+    ZeroGradients,
+)
+from lightning_sym.observe.observation import LayerObservation
+
+_INPUTS, _ACTIVITY = SecondMoments("inputs"), Activity()
+_WEIGHT, _UPDATE, _ZEROS = Weight(), WeightUpdate(), ZeroGradients()
 
 
 class PlasticityMonitor(Monitor):
@@ -42,7 +50,7 @@ class PlasticityMonitor(Monitor):
         ``plasticity/dormant_units``, ``plasticity/feature_rank``: means over layers.
         ``plasticity/trainability``: at epoch ends, if asked for: how far a copy of the module gets on
             random targets, over how far a freshly initialised twin gets
-            (:func:`~lightning_sym.callbacks.trainability.trainability`); 1 is as good as new.
+            (:func:`~lightning_sym.engine.trainability.trainability`); 1 is as good as new.
 
     Args:
         every_n_steps: an interval in optimizer steps, or a schedule. Step 1 is always due.
@@ -51,8 +59,11 @@ class PlasticityMonitor(Monitor):
         threshold: a unit with at most this share of its layer's mean activity is dormant.
         trainability_steps: optimizer steps of the trainability probe at each epoch's end; 0: no probe.
         trainability_lr: its learning rate (Adam).
-        inputs: where the probe finds the module's input in a batch: an index, a key, or a function.
+        inputs: where the probe finds the module's input in a batch: an index, a key, or a function;
+            ``None``: what its ``forward`` names, or the first entry.
+        forward: what the probe calls on it: a method of the module, or a function of (module, input).
         seed: of the probe's targets and of its fresh twin.
+        name: first part of its keys instead of ``plasticity``.
         strict: raise what goes wrong in here instead of warning once and going on.
 
     Raises:
@@ -60,7 +71,7 @@ class PlasticityMonitor(Monitor):
     """
 
     quantity: ClassVar[str] = "plasticity"
-    wants = Wants(inputs=Moments.SECOND, activity=True, updates=True, zero_gradients=True)
+    needs = (_INPUTS, _ACTIVITY, _WEIGHT, _UPDATE, _ZEROS)
 
     def __init__(
         self,
@@ -71,23 +82,23 @@ class PlasticityMonitor(Monitor):
         threshold: float = 0.025,
         trainability_steps: int = 0,
         trainability_lr: float = 1e-3,
-        inputs: Locator = 0,
+        inputs: Locator = None,
+        forward: str | Callable[..., Any] = "forward",
         seed: int = 0,
+        name: str | None = None,
         strict: bool = False,
     ) -> None:
-        super().__init__(every_n_steps=every_n_steps, layers=layers, max_layers=max_layers, strict=strict)
-        if not threshold >= 0:
-            raise ValueError(f"threshold must be at least 0, got {threshold}")
-        if trainability_steps < 0:
-            raise ValueError(f"trainability_steps must be at least 0, got {trainability_steps}")
+        super().__init__(
+            every_n_steps=every_n_steps, layers=layers, max_layers=max_layers, name=name, strict=strict
+        )
+        at_least("threshold", threshold, 0)
+        at_least("trainability_steps", trainability_steps, 0)
         if not trainability_lr > 0:
             raise ValueError(f"trainability_lr must be positive, got {trainability_lr}")
         self.threshold = threshold
-        self.trainability_steps = trainability_steps
-        self.trainability_lr = trainability_lr
-        self.inputs = inputs
-        self.seed = seed
-        self._batch: Any = None
+        self.trainability_steps, self.trainability_lr = trainability_steps, trainability_lr
+        self.runs_module = self.reads_epochs = trainability_steps > 0
+        self.inputs, self.forward, self.seed = inputs, forward, seed
 
     @override
     def read(self, seen: Observation) -> Iterator[Reading]:
@@ -96,53 +107,38 @@ class PlasticityMonitor(Monitor):
             for what, value in self._read_layer(layer):
                 dormant += [value] if what == "dormant_units" else []
                 ranks += [value] if what == "feature_rank" else []
-                yield Reading(f"plasticity/{layer.name}/{what}", value)
+                yield Reading(layer.name, what, value)
         for what, values in (("dormant_units", dormant), ("feature_rank", ranks)):
             if values:
-                yield Reading(f"plasticity/{what}", sum(values) / len(values))
-
-    def _read_layer(self, layer: LayerObservation) -> Iterator[tuple[str, float]]:
-        if layer.mean_activity is not None and layer.live is not None and not layer.fed_by_data:
-            scores = dormant_fraction_from_scores(layer.mean_activity, threshold=self.threshold)
-            yield "dormant_units", float(scores)
-            yield "dead_units", float((layer.live == 0).double().mean())
-        yield "weight_norm", layer.weight_norm
-        if layer.relative_update is not None:
-            yield "relative_update", layer.relative_update
-        if layer.zero_gradients is not None:
-            yield "zero_gradients", layer.zero_gradients
-        if layer.inputs is not None and layer.inputs.n > 1:
-            yield "feature_rank", float(effective_rank_from_eigenvalues(layer.inputs.eigenvalues))
-        if layer.nonfinite:
-            yield "nonfinite", layer.nonfinite
+                yield Reading("", what, sum(values) / len(values))
 
     @override
-    def on_train_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
-    ) -> None:
-        super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
-        if self.trainability_steps and batch_idx == 0:
-            self._batch, self._logger_step = batch, logger_step(trainer)
-
-    @override
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._batch is None:
-            return
-        batch, self._batch = self._batch, None
-        with self.guard(trainer, "trainability"), undisturbed(pl_module):
-            value = trainability(
-                pl_module,
-                batch,
-                inputs=self.inputs,
+    def read_epoch(self, seen: Observation) -> Iterator[Reading]:
+        run = seen.run
+        value = run.ranks.attempt(
+            lambda: trainability(
+                run.sandbox,
+                locate(run.batch, self.inputs, run.function(self.forward)),
+                forward=self.forward,
                 steps=self.trainability_steps,
                 lr=self.trainability_lr,
                 seed=self.seed,
             )
-            shared = trainer.strategy.reduce(torch.tensor(value, device=pl_module.device), reduce_op="mean")
-            readings = [Reading("plasticity/trainability", float(shared))]
-            self.publish(trainer, readings, step=logger_step(trainer) - 1)
+        )
+        yield Reading("", "trainability", run.mean(value))
 
-    @override
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        self._batch = None
-        super().on_exception(trainer, pl_module, exception)
+    def _read_layer(self, layer: LayerObservation) -> Iterator[tuple[str, float]]:
+        activity, inputs = layer.get(_ACTIVITY), layer.get(_INPUTS)
+        if activity is not None and not layer.fed_by_data:
+            scores = dormant_fraction_from_scores(activity.mean, threshold=self.threshold)
+            yield "dormant_units", float(scores)
+            yield "dead_units", float((activity.live == 0).double().mean())
+        if (weight := layer.get(_WEIGHT)) is not None:
+            yield "weight_norm", weight.norm
+        for what, found in (("relative_update", _UPDATE), ("zero_gradients", _ZEROS)):
+            if (value := layer.get(found)) is not None:
+                yield what, value
+        if inputs is not None and inputs.n > 1:
+            yield "feature_rank", float(effective_rank_from_eigenvalues(inputs.eigenvalues))
+        if inputs is not None and inputs.nonfinite:
+            yield "nonfinite", inputs.nonfinite

@@ -2,17 +2,55 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, Literal
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal, overload
 
+from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
+from typing_extensions import override
 
 from lightning_sym.callbacks.alignment import AlignmentMonitor
 from lightning_sym.callbacks.base import Monitor
 from lightning_sym.callbacks.collapse import CollapseMonitor
 from lightning_sym.callbacks.plasticity import PlasticityMonitor
-from lightning_sym.callbacks.trainability import Locator
-from lightning_sym.observe.schedule import Schedule
+from lightning_sym.engine.batch import Locator
+from lightning_sym.engine.lightning import attach
+from lightning_sym.engine.schedule import Schedule
+
+
+class Monitors(Callback, Sequence[Monitor]):
+    """Several monitors as one callback, and as a sequence of them.
+
+    ``Trainer(callbacks=monitors())``, ``Trainer(callbacks=[monitors(), other])`` and
+    ``Trainer(callbacks=[*monitors(), other])`` are the same.
+
+    Attributes:
+        members: the monitors.
+    """
+
+    def __init__(self, members: Sequence[Monitor]) -> None:
+        self.members = list(members)
+
+    @overload
+    def __getitem__(self, index: int) -> Monitor: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Monitor]: ...
+    def __getitem__(self, index: int | slice) -> Monitor | list[Monitor]:
+        return self.members[index]
+
+    def __len__(self) -> int:
+        return len(self.members)
+
+    def __iter__(self) -> Iterator[Monitor]:
+        return iter(self.members)
+
+    def __repr__(self) -> str:
+        return f"Monitors({self.members!r})"
+
+    @override
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage == "fit":
+            attach(trainer, pl_module)
 
 
 def monitors(
@@ -21,10 +59,10 @@ def monitors(
     every_n_steps: int | Schedule | None = None,
     layers: str | list[str] | None = None,
     targets: int | str | Callable[[Any], Tensor] | None = None,
-    inputs: Locator = 0,
+    inputs: Locator = None,
     strict: bool = False,
-) -> list[Monitor]:
-    """Return a ready list of monitors.
+) -> Monitors:
+    """Return ready monitors.
 
     ======== ===================================================================== ======= ========
     preset   monitors                                                              layers  interval
@@ -39,11 +77,12 @@ def monitors(
         every_n_steps: an interval in optimizer steps, or a schedule, instead of the preset's.
         layers: a glob, or a list of globs, on module names, instead of the preset's choice.
         targets: where the class labels are in a batch, for neural collapse: an index, a key or a function.
-        inputs: where the module's input is in a batch, for ``full``'s trainability probe, likewise.
+        inputs: where the module's input is in a batch, for ``full``'s trainability probe, likewise;
+            ``None``: what its ``forward`` names, or the first entry.
         strict: raise what goes wrong inside instead of warning once and going on.
 
     Returns:
-        Callbacks for ``Trainer(callbacks=...)``.
+        For ``Trainer(callbacks=...)``, alone or in a list; also a sequence of the monitors.
 
     Raises:
         ValueError: if the preset is unknown.
@@ -67,4 +106,4 @@ def monitors(
     ]
     if preset != "light":
         chosen.append(AlignmentMonitor(exponents=full, **shared))
-    return chosen
+    return Monitors(chosen)

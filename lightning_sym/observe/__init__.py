@@ -1,15 +1,23 @@
-"""What a step shows: hooks, sums, one reduction over ranks, one observation that all monitors read."""
+"""What one optimizer step shows of each layer. Needs torch alone."""
 
-from lightning_sym.observe.gradient_noise import GradientNoise as GradientNoise
+from lightning_sym.observe.layers import Layer as Layer, watchable_layers as watchable_layers
 from lightning_sym.observe.likeness import (
     layer_features as layer_features,
     representation_alignment as representation_alignment,
 )
-from lightning_sym.observe.moments import Moments as Moments
 from lightning_sym.observe.observation import (
     LayerObservation as LayerObservation,
     Observation as Observation,
 )
 from lightning_sym.observe.reading import Reading as Reading
-from lightning_sym.observe.schedule import Every as Every, LogSpaced as LogSpaced, Schedule as Schedule
-from lightning_sym.observe.wants import Wants as Wants
+from lightning_sym.observe.statistics import (
+    Activity as Activity,
+    ClassMeans as ClassMeans,
+    GradientNoise as GradientNoise,
+    SecondMoments as SecondMoments,
+    Statistic as Statistic,
+    Tally as Tally,
+    Weight as Weight,
+    WeightUpdate as WeightUpdate,
+    ZeroGradients as ZeroGradients,
+)

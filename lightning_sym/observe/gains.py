@@ -6,6 +6,7 @@ Shape letters: B samples, P positions, O units.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +24,8 @@ class Gain(Layer):
 
     Batch, group, layer and RMS normalisation; over one dimension, if over the last ones.
     """
+
+    linear: ClassVar[bool] = False
 
     def normalized(self, x: Tensor) -> Tensor:
         """Return what the gain multiplies, in at least float32; no buffer is touched."""

@@ -12,24 +12,19 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import ClassVar
 
-import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from lightning_sym._names import clean_name as clean_name
+from lightning_sym.observe.samples import Patches, Samples, all_patches
+from lightning_sym.observe.weights import is_parametrized, local, next_weight, sources
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 ATTENTION_PARTS = ("q_proj", "k_proj", "v_proj", "out_proj")
-
-
-def local(tensor: Tensor) -> Tensor:
-    """Return a plain detached tensor; a sharded one is gathered, on every rank alike."""
-    tensor = tensor.detach()
-    gather = getattr(tensor, "full_tensor", None)
-    return gather() if gather is not None else tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,6 +48,9 @@ class Layer:
     out_features: int
     groups: int = 1
 
+    #: Whether the layer is a linear map; a normalisation's gain is not.
+    linear: ClassVar[bool] = True
+
     @property
     def is_convolution(self) -> bool:
         """Whether positions are samples and inputs are patches."""
@@ -73,133 +71,99 @@ class Layer:
         """Size of the weight's dimension 1: inputs, or the channels that feed one group of a convolution."""
         return self.in_units // self.groups
 
-    def parameter(self) -> nn.Parameter:
-        """Return the parameter that holds the weight (for attention, all projections' together)."""
-        module = self.module
+    # -- the weight ---------------------------------------------------------------------------
+
+    @property
+    def holder(self) -> tuple[nn.Module, str]:
+        """The module and the attribute that hold the weight (for attention, all projections' together)."""
         if self.part is None:
-            return module.weight  # type: ignore[return-value]
+            return self.module, "weight"
         if self.part == "out_proj":
-            return module.out_proj.weight  # type: ignore[union-attr, return-value]
-        if module.in_proj_weight is not None:
-            return module.in_proj_weight  # type: ignore[return-value]
-        return getattr(module, f"{self.part[0]}_proj_weight")
+            return self.module.out_proj, "weight"  # type: ignore[return-value]
+        packed = self.module._parameters.get("in_proj_weight") is not None
+        return self.module, "in_proj_weight" if packed else f"{self.part[0]}_proj_weight"
+
+    def sources(self) -> list[nn.Parameter]:
+        """Return the parameters that the weight is made from; mostly one, the weight itself."""
+        return sources(*self.holder)
+
+    def parameter(self) -> nn.Parameter:
+        """Return the first of them: it tells the device, the type and whether the layer is trained."""
+        return self.sources()[0]
+
+    @property
+    def trained(self) -> bool:
+        """Whether a parameter of the weight asks for a gradient."""
+        return any(p.requires_grad for p in self.sources())
 
     def slice(self, tensor: Tensor) -> Tensor:
         """Return the rows of the parameter (or of its gradient or bias) that are this layer's."""
-        packed = self.part in ATTENTION_PARTS[:3] and self.module.in_proj_weight is not None
+        packed = self.part in ATTENTION_PARTS[:3] and self.holder[1] == "in_proj_weight"
         if packed or (self.part in ATTENTION_PARTS[:3] and tensor.ndim == 1):
             start = ATTENTION_PARTS.index(self.part) * self.out_features  # type: ignore[arg-type]
             return tensor[start : start + self.out_features]
         return tensor
 
+    def as_blocks(self, weight: Tensor) -> Tensor:
+        """Return a weight as ``[G, O / G, A / G]``; an embedding's as ``[1, V, O]``.
+
+        Raises:
+            ValueError: if it is not of real floating-point numbers, or of another shape.
+        """
+        if not weight.is_floating_point():
+            raise ValueError(f"its weight holds {str(weight.dtype).removeprefix('torch.')} numbers")
+        rows = self.slice(weight)
+        width = self.in_features or self.out_features
+        expected = rows.shape[0] * width if not self.has_input else self.out_features * width // self.groups
+        if rows.ndim < 2 or rows.numel() != expected:
+            raise ValueError(f"its weight has shape {tuple(weight.shape)}")
+        return rows.reshape(self.groups, rows.shape[0] // self.groups, -1)
+
     def blocks(self) -> Tensor:
-        """Return a detached copy of the weight, ``[G, O / G, A / G]``; an embedding's is ``[1, V, O]``."""
-        weight = self.slice(local(self.parameter())).clone()
-        return weight.reshape(self.groups, weight.shape[0] // self.groups, -1)
+        """Return a detached copy of the weight that the next forward pass will use, as :meth:`as_blocks`."""
+        return self.as_blocks(next_weight(*self.holder)).clone()
 
     def bias_parameter(self) -> nn.Parameter | None:
         """Return the parameter that holds the bias (for attention, all projections' together), if any."""
-        module = self.module
-        if self.part is None:
-            return getattr(module, "bias", None)
-        if self.part == "out_proj":
-            return module.out_proj.bias  # type: ignore[union-attr, return-value]
-        return module.in_proj_bias  # type: ignore[return-value]
+        module, name = self.holder
+        name = "bias" if name == "weight" else "in_proj_bias"
+        if is_parametrized(module, name):
+            return None
+        bias = getattr(module, name, None)
+        return bias if isinstance(bias, Tensor) else None  # type: ignore[return-value]
 
     def bias(self) -> Tensor | None:
         """Return a detached copy of the bias ``[O]``, if there is one."""
         bias = self.bias_parameter()
         return None if bias is None else self.slice(local(bias)).clone()
 
-    def input_rows(self, x: Tensor, positions: int | None) -> Tensor:
-        """Return the input side as samples, ``[N, A]``, at most ``positions`` of them per sample."""
-        if not self.is_convolution:
-            return sequence_rows(x, positions)
-        padded, spans, extent = self._padded(x)
-        module, size = self.module, len(extent)
-        # One output position at a time: a full unfold would be the largest tensor of the network.
-        patches = []
-        for flat in sampled_positions(_product(extent), positions):
-            window: list[slice] = []
-            rest = flat
-            for axis in reversed(range(size)):
-                rest, index = divmod(rest, extent[axis])
-                start = index * module.stride[axis]  # type: ignore[index]
-                window.insert(0, slice(start, start + spans[axis], module.dilation[axis]))  # type: ignore[index]
-            patches.append(padded[(slice(None), slice(None), *window)].flatten(1))
-        return torch.stack(patches, dim=1).flatten(0, 1)  # [B, P, A] -> [N, A]
+    # -- samples ------------------------------------------------------------------------------
 
-    def _padded(self, x: Tensor) -> tuple[Tensor, list[int], list[int]]:
-        """Return a convolution's padded input, the span of its kernel and its output positions by axis."""
-        module = self.module
-        if x.ndim == len(module.kernel_size) + 1:  # type: ignore[arg-type]
-            x = x.unsqueeze(0)
-        mode = module.padding_mode
-        pad = module._reversed_padding_repeated_twice
-        padded = F.pad(x, pad) if mode == "zeros" else F.pad(x, pad, mode=mode)  # type: ignore[arg-type]
-        spans = [d * (k - 1) + 1 for k, d in zip(module.kernel_size, module.dilation, strict=True)]  # type: ignore[arg-type]
-        extent = [
-            (length - span) // stride + 1
-            for length, span, stride in zip(padded.shape[2:], spans, module.stride, strict=True)  # type: ignore[arg-type]
-        ]
-        return padded, spans, extent
+    def inputs(self, x: Tensor, positions: int | None) -> Samples:
+        """Return the input side, at most ``positions`` positions of each sample."""
+        if self.is_convolution:
+            return Patches(self.module, x, positions)
+        return Samples(_positions_second(x), positions)
+
+    def outputs(self, y: Tensor, positions: int | None) -> Samples:
+        """Return the output side (or its gradient), at the same positions."""
+        if not self.is_convolution:
+            return Samples(_positions_second(y), positions)
+        size = len(self.module.kernel_size)  # type: ignore[arg-type]
+        y = y.unsqueeze(0) if y.ndim == size + 1 else y
+        return Samples(y.flatten(2).mT, positions)
+
+    def input_rows(self, x: Tensor, positions: int | None) -> Tensor:
+        """Return the input side as rows ``[N, A]``, at most ``positions`` of them per sample."""
+        return self.inputs(x, positions).features().flatten(0, 1)
+
+    def output_rows(self, y: Tensor, positions: int | None) -> Tensor:
+        """Return the output side (or its gradient) as rows ``[N, O]``, as :meth:`input_rows`."""
+        return self.outputs(y, positions).features().flatten(0, 1)
 
     def patches(self, x: Tensor) -> Tensor:
         """Return all patches of a convolution's input at once, ``[B, P, A]``."""
-        windows, spans, extent = self._padded(x)
-        module, size = self.module, len(extent)
-        for axis, (span, stride, dilation) in enumerate(
-            zip(spans, module.stride, module.dilation, strict=True)  # type: ignore[arg-type]
-        ):
-            windows = windows.unfold(2 + axis, span, stride)[..., ::dilation]
-        # [B, C, positions by axis, kernel by axis] -> [B, P, C * kernel]
-        positions, kernel = range(2, 2 + size), range(2 + size, 2 + 2 * size)
-        return windows.permute(0, *positions, 1, *kernel).flatten(1 + size).flatten(1, size)
-
-    def output_rows(self, y: Tensor, positions: int | None) -> Tensor:
-        """Return the output side (or its gradient) as samples, ``[N, O]``, as :meth:`input_rows`."""
-        if not self.is_convolution:
-            return sequence_rows(y, positions)
-        size = len(self.module.kernel_size)  # type: ignore[arg-type]
-        if y.ndim == size + 1:
-            y = y.unsqueeze(0)
-        flat = y.flatten(2)
-        chosen = sampled_positions(flat.shape[2], positions)
-        if len(chosen) < flat.shape[2]:
-            flat = flat[:, :, torch.tensor(chosen, device=y.device)]
-        return flat.transpose(1, 2).flatten(0, 1)
-
-
-def _product(numbers: Sequence[int]) -> int:
-    total = 1
-    for number in numbers:
-        total *= number
-    return total
-
-
-def sampled_positions(count: int, most: int | None) -> list[int]:
-    """Return at most ``most`` of ``count`` positions, evenly spread and always the same.
-
-    Example:
-        >>> sampled_positions(9, 3), sampled_positions(2, 3)
-        ([1, 4, 7], [0, 1])
-    """
-    if most is None or count <= most:
-        return list(range(count))
-    return [(2 * i + 1) * count // (2 * most) for i in range(most)]
-
-
-def sequence_rows(x: Tensor, positions: int | None) -> Tensor:
-    """Return ``[..., D]`` as rows ``[N, D]``; all dimensions but the first and last are positions."""
-    if x.ndim == 1:
-        return x.unsqueeze(0)
-    if x.ndim == 2:
-        return x
-    x = x.flatten(1, -2)
-    chosen = sampled_positions(x.shape[1], positions)
-    if len(chosen) < x.shape[1]:
-        x = x[:, torch.tensor(chosen, device=x.device)]
-    return x.flatten(0, 1)
+        return all_patches(self.module, x)
 
 
 def watchable_layers(module: nn.Module) -> list[Layer]:
@@ -220,13 +184,13 @@ def _watchable(root: nn.Module) -> Iterator[Layer]:
             for part, width in zip(ATTENTION_PARTS, widths, strict=True):
                 yield Layer(f"{prefix}{part}", module, part, width, module.embed_dim)
             continue
-        weight = getattr(module, "weight", None)
-        if not isinstance(weight, Tensor) or isinstance(weight, nn.UninitializedParameter):
+        made_from = sources(module, "weight")
+        if not made_from or any(isinstance(p, nn.UninitializedParameter) for p in made_from):
             continue
         if isinstance(module, nn.Linear):
             yield Layer(name, module, None, module.in_features, module.out_features)
         elif isinstance(module, CONVOLUTIONS):
-            width = module.in_channels * _product(module.kernel_size)
+            width = module.in_channels * math.prod(module.kernel_size)
             yield Layer(name, module, None, width, module.out_channels, module.groups)
         elif isinstance(module, nn.Embedding):
             yield Layer(name, module, None, 0, module.embedding_dim)
@@ -323,3 +287,10 @@ def choose_layers(
         )
     chosen = choose_names([layer.name for layer in every], layers, max_layers=max_layers)
     return [layer for layer in every if layer.name in chosen], len(every)
+
+
+def _positions_second(x: Tensor) -> Tensor:
+    """Return ``[..., D]`` as ``[B, P, D]``: all dimensions but the first and last are positions."""
+    if x.ndim < 3:
+        return x.reshape(-1, 1, x.shape[-1])
+    return x.flatten(1, -2)

@@ -13,21 +13,55 @@ positions (1 for a linear layer), A = C * K.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from lightning_sym.observe.gains import Gain
-from lightning_sym.observe.layers import Layer
-from lightning_sym.observe.moments import accumulation_dtype
+from lightning_sym.observe.statistics.statistic import Statistic, Tally
+from lightning_sym.observe.weights import accumulation_dtype
+
+if TYPE_CHECKING:
+    from lightning_sym.observe.call import Call
+    from lightning_sym.observe.hooks import LayerWatch
+    from lightning_sym.observe.layers import Layer
 
 #: Numbers that are formed at once, of as many samples as that allows.
 CHUNK = 2**23
 #: Largest weight (in entries) whose mean gradient is kept.
 LARGEST_WEIGHT = 2**24
+
+
+@dataclass(frozen=True)
+class GradientNoise(Statistic):
+    """How per-sample gradients of weight and bias scatter, from all positions: :class:`NoiseMoments`.
+
+    A layer has none (and the monitor is told why) if its calls can't be taken apart into the batch's
+    samples, if it is called by more than one backward pass of a batch, if its input was changed in
+    place, or if the memory for inputs is used up. An embedding, whose input is an index, has none.
+
+    Args:
+        max_width: widest side of a weight of which a matrix is kept (None: no limit); of wider ones the
+            diagonal, which is cheaper.
+        max_held_bytes: memory for inputs that wait for their gradient, of all layers together (None: no
+            limit).
+    """
+
+    max_width: int | None = 512
+    max_held_bytes: int | None = 2**30
+    uses_gradients: ClassVar[bool] = True
+
+    def where(self, layers: Sequence[Layer]) -> list[Layer]:
+        """Return all layers: gains of normalisations have noise, too."""
+        return list(layers)
+
+    def begin(self, watch: LayerWatch) -> Tally:
+        """Return the empty sums."""
+        memory = watch.step.shared(self, lambda: HeldMemory(self.max_held_bytes))
+        return NoiseTally(watch, max_width=self.max_width, memory=memory)
 
 
 @dataclass
@@ -68,30 +102,13 @@ def _bytes(x: Tensor) -> int:
     return x.numel() * x.element_size()
 
 
-class NoiseSums:
-    """Sums of one layer's per-sample gradients, and the inputs that wait for them.
+class NoiseTally(Tally):
+    """Sums of one layer's per-sample gradients, and the inputs that wait for them."""
 
-    The layer has no reading (``reason`` says why) if its calls can't be taken apart into the batch's
-    samples, if it is called by more than one backward pass of a batch, if its input was changed in
-    place, or if the memory for inputs is used up. An embedding, whose input is an index, has none.
-
-    Args:
-        layer: the layer.
-        max_width: widest side of which a whole matrix is kept; of wider ones the diagonal.
-        samples: returns the number of samples of the current micro-batch, or None if unknown.
-        memory: shared by all layers.
-    """
-
-    def __init__(
-        self,
-        layer: Layer,
-        *,
-        max_width: int | None,
-        samples: Callable[[], int | None],
-        memory: HeldMemory,
-    ) -> None:
-        self.layer, self.samples, self.memory = layer, samples, memory
-        device = layer.parameter().device
+    def __init__(self, watch: LayerWatch, *, max_width: int | None, memory: HeldMemory) -> None:
+        layer = watch.layer
+        self.watch, self.layer, self.memory = watch, layer, memory
+        device = watch.device
         dtype = accumulation_dtype(device)
         outputs, channels, width = layer.out_features, layer.in_channels, layer.in_features // layer.groups
         self.channels = channels
@@ -116,14 +133,17 @@ class NoiseSums:
         biases = 0 if layer.bias_parameter() is None else outputs
         self.first_O = torch.zeros(biases, dtype=dtype, device=device)
         self.out, self.into, self.bias = sums(outputs), sums(channels), sums(biases)
-        self.attention_batch: int | None = None  # of the attention module's current call
         self._calls = self._gradients = 0
         self._parts: list[tuple[Tensor, Tensor]] = []
         self._waiting: weakref.WeakSet[_Held] = weakref.WeakSet()
 
     def tensors(self) -> list[Tensor]:
-        """Return every tensor that is summed across ranks, in a fixed order."""
+        """Return the sums."""
         return [self.counts, self.first_OA, self.first_O, self.out, self.into, self.bias]
+
+    def result(self) -> NoiseMoments | None:
+        """Return the moments, or None where something stood in the way or there are fewer than 2 samples."""
+        return NoiseMoments(self) if not float(self.counts[2]) and float(self.counts[0]) >= 2 else None
 
     def give_up(self, reason: str) -> None:
         """Have no reading at this step, on any rank."""
@@ -133,29 +153,27 @@ class NoiseSums:
         for held in list(self._waiting):
             held.release()
 
-    def count_call(self) -> None:
+    def forward(self, call: Call) -> None:
         """Take note of a forward call that is not a recomputed one."""
         self._calls += 1
 
-    def hold(self, x: Tensor | None, output: Tensor) -> _Held | None:
+    def hold(self, call: Call) -> None:
         """Keep a reference to a call's input until the gradient of its output comes."""
         if self.reason:
-            return None
-        if x is None:
-            self.give_up("its input is not its first argument")
-            return None
-        if self.gain is not None and not self.gain.agrees(x, output):
-            self.give_up("its output is not its normalised input times its gain")
-            return None
-        if self.memory.most is not None and self.memory.bytes + _bytes(x) > self.memory.most:
-            self.give_up(f"inputs that wait for gradients would exceed {self.memory.most} bytes")
-            return None
-        held = _Held(x, self.memory)
+            return
+        if call.x is None:
+            return self.give_up("its input is not its first argument")
+        if self.gain is not None and not self.gain.agrees(call.x, call.output):
+            return self.give_up("its output is not its normalised input times its gain")
+        if self.memory.most is not None and self.memory.bytes + _bytes(call.x) > self.memory.most:
+            return self.give_up(f"inputs that wait for gradients would exceed {self.memory.most} bytes")
+        held = _Held(call.x, self.memory)
         self._waiting.add(held)
-        return held
+        call.kept[self] = held
 
-    def take(self, held: _Held | None, gradient: Tensor, *, scale: float) -> None:
+    def backward(self, call: Call, gradient: Tensor) -> None:
         """Take in the gradient of a call's output; when the last call's has come, form the sums."""
+        held = call.kept.get(self)
         if self.reason or held is None:
             return
         x = held.release()
@@ -165,16 +183,16 @@ class NoiseSums:
         if x._version != held.version:
             return self.give_up("its input was changed in place")
         x = x if self.gain is None else self.gain.normalized(x)
-        count = self.samples()
+        count = self.watch.step.samples
         x_B, g_B = self._by_sample(x, count), self._by_sample(gradient, count)
         if x_B is None or g_B is None:
             shape = tuple(x.shape)
             return self.give_up(f"its input {shape} does not begin with the batch's {count} samples")
-        self._parts.append((x_B, g_B * scale))
+        self._parts.append((x_B, g_B * self.watch.step.scale))
         if self._gradients == self._calls:
             self._reduce()
 
-    def finish_batch(self) -> None:
+    def end_batch(self) -> None:
         """End a micro-batch: calls whose gradient has not come by now will get none."""
         for held in list(self._waiting):
             held.release()
@@ -185,11 +203,7 @@ class NoiseSums:
         """Return x with the samples first, or None if they can't be told apart."""
         if count is None or x.ndim < 2:
             return None
-        if self.layer.part is not None:
-            # Attention works on [P, B, width], and hands out_proj its rows flat in that order.
-            if self.attention_batch != count:
-                return None
-            return x.reshape(-1, count, x.shape[-1]).transpose(0, 1)
+        x = self.watch.batch_first(x)
         return x if x.shape[0] == count else None
 
     def _rows(self, x: Tensor, *, inputs: bool) -> Tensor:
@@ -274,7 +288,7 @@ def _add(sums: Tensor, a_ND: Tensor, b_ND: Tensor) -> None:
     sums += a_ND.mT @ b_ND if sums.ndim == 2 else (a_ND * b_ND).sum(0)
 
 
-class GradientNoise:
+class NoiseMoments:
     r"""Covariance of a layer's per-sample gradients, contracted to one dimension of weight or bias.
 
     Per-sample gradients are those of per-sample losses: the loss's batch mean, the gradient
@@ -285,16 +299,9 @@ class GradientNoise:
         n: samples that went in, over all ranks, at least 2.
     """
 
-    def __init__(self, sums: NoiseSums) -> None:
+    def __init__(self, sums: NoiseTally) -> None:
         self._sums = sums
         self.n = int(sums.counts[0])
-
-    @staticmethod
-    def of(sums: NoiseSums | None) -> GradientNoise | None:
-        """Return the reading, or None where something stood in its way or there are fewer than 2 samples."""
-        if sums is None or float(sums.counts[2]) or float(sums.counts[0]) < 2:
-            return None
-        return GradientNoise(sums)
 
     def covariance(self, tensor: Literal["weight", "bias"], dim: int = 0) -> Tensor:
         r"""Return :math:`\sum_r \operatorname{Cov}(G_{ir}, G_{jr})` over all other dimensions r.
@@ -305,7 +312,7 @@ class GradientNoise:
 
         Returns:
             ``[D, D]``, unbiased (divided by n - 1); its diagonal ``[D]`` where D is wider than the
-            observation's ``max_noise_width``.
+            statistic's ``max_width``.
         """
         second = self._second(tensor, dim)
         return (second - self.n * self.mean_square(tensor, dim)) / (self.n - 1)

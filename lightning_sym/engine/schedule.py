@@ -1,7 +1,4 @@
-"""When to look: schedules counted in optimizer steps.
-
-Every schedule includes step 1, so that the state a run starts from is always on record.
-"""
+"""When to read: schedules in optimizer steps, which all include step 1, and epoch ends."""
 
 from __future__ import annotations
 
@@ -81,7 +78,35 @@ class LogSpaced:
         return due
 
 
-def as_schedule(every_n_steps: int | Schedule) -> Schedule:
+@dataclass(frozen=True)
+class EpochEnds:
+    """The ends of epochs n, 2n, 3n, ... counted from 1.
+
+    Args:
+        n: interval in epochs, at least 1.
+        at_start: read before the first step of a new run, too.
+
+    Raises:
+        ValueError: if ``n`` is not a positive integer.
+
+    Example:
+        >>> [epoch for epoch in range(6) if EpochEnds(2).due(epoch)]
+        [1, 3, 5]
+    """
+
+    n: int = 1
+    at_start: bool = False
+
+    def __post_init__(self) -> None:
+        if isinstance(self.n, bool) or not isinstance(self.n, int) or self.n < 1:
+            raise ValueError(f"every_n_epochs must be a positive integer, got {self.n!r}")
+
+    def due(self, epoch: int) -> bool:
+        """Return whether the end of an epoch, counted from 0, is due."""
+        return (epoch + 1) % self.n == 0
+
+
+def as_schedule(every_n_steps: int | Schedule | EpochEnds) -> Schedule | EpochEnds:
     """Return ``every_n_steps`` as a schedule: an integer ``n`` means ``Every(n)``.
 
     Raises:
@@ -90,6 +115,8 @@ def as_schedule(every_n_steps: int | Schedule) -> Schedule:
     """
     if isinstance(every_n_steps, int):
         return Every(every_n_steps)
-    if isinstance(every_n_steps, Schedule):
+    if isinstance(every_n_steps, Schedule | EpochEnds):
         return every_n_steps
-    raise TypeError(f"every_n_steps must be a positive integer or a Schedule, got {every_n_steps!r}")
+    raise TypeError(
+        f"every_n_steps must be a positive integer, a Schedule or EpochEnds, got {every_n_steps!r}"
+    )

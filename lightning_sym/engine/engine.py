@@ -1,0 +1,474 @@
+"""The engine: arms hooks on a due step, sums once over ranks, lets every due monitor read, publishes.
+
+It is driven by a Trainer (:mod:`lightning_sym.engine.lightning`) or a plain training loop
+(:mod:`lightning_sym.engine.loop`), which say when a batch begins, when the module is run for it, and when
+an optimizer has stepped.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+
+from lightning_sym.engine.batch import find_targets, sample_count
+from lightning_sym.engine.publish import sorted_out
+from lightning_sym.engine.ranks import RankError
+from lightning_sym.engine.run import Run
+from lightning_sym.engine.schedule import EpochEnds, Every, LogSpaced
+from lightning_sym.observe.gains import gains
+from lightning_sym.observe.hooks import LayerWatch, has_compiled
+from lightning_sym.observe.layers import Layer, readers, watchable_layers
+from lightning_sym.observe.observation import LayerObservation, Observation
+from lightning_sym.observe.statistics.statistic import Statistic
+from lightning_sym.observe.step import Step, Targets
+
+SECTIONS = ("hooks", "moments", "reduction", "spectra", "logging")
+
+
+@dataclass
+class _Seat:
+    """A monitor in this fit."""
+
+    monitor: Any
+    quantity: str  # the first part of its keys, where readings of all monitors meet
+    layers: list[Layer] = field(default_factory=list)
+    due: int = 1  # the next due step
+    started: bool = False
+    failure: Exception | None = None  # while its optimizer stepped, to be told with its reading
+
+
+class Engine:
+    """One fit, observed.
+
+    Args:
+        run: the fit.
+        monitors: what reads it.
+
+    Attributes:
+        seconds: time spent in our code, by section: ``hooks`` (registering, snapshots), ``moments``,
+            ``reduction``, ``spectra`` (the monitors' arithmetic), ``logging``.
+        probes: steps observed.
+        held_bytes: memory that the last step's sums took.
+    """
+
+    def __init__(self, run: Run, monitors: Iterable[Any]) -> None:
+        self.run = run
+        self.seconds = dict.fromkeys(SECTIONS, 0.0)
+        self.probes, self.held_bytes = 0, 0
+        self._seats = _seated(list(monitors))
+        self._watches: dict[str, LayerWatch] = {}
+        self._due: list[_Seat] = []
+        self._armed_at: int | None = None
+        self._handles: list[Any] = []
+        self._stance: Any = None
+        self._step = Step()
+        self._inside: int | None = None  # the thread that runs the training step now
+        self._previous: int | None = None
+        self._stride = 1  # optimizer steps of the last batch: several optimizers make several
+        self._said: set[str] = set()
+
+    @property
+    def monitors(self) -> list[Any]:
+        """The monitors of the fit."""
+        return [seat.monitor for seat in self._seats]
+
+    @property
+    def armed(self) -> bool:
+        """Whether a step is being observed."""
+        return self._armed_at is not None
+
+    # -- the life of a fit --------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Check arguments and choose layers; user errors are raised here, before the first batch."""
+        self.run.check(self.monitors)
+        for monitor in self.monitors:
+            monitor.check(self.run)
+        total = len(watchable_layers(self.run.module))
+        for seat in self._seats:
+            seat.layers = seat.monitor.choose(self.run.module)
+        names = {layer.name for seat in self._seats if seat.monitor.layers is None for layer in seat.layers}
+        if names and len(names) < total:
+            ordered = [layer.name for layer in watchable_layers(self.run.module) if layer.name in names]
+            self.run.tell(
+                f"lightning_sym watches {len(ordered)} of {total} layers: {', '.join(ordered)}. "
+                "Choose others with layers=, or more with max_layers=."
+            )
+
+    def begin(self) -> None:
+        """Begin a run, or go on with one: the steps that were made tell which."""
+        step = self.run.step
+        self._previous = None
+        for seat in self._seats:
+            if step == 0:
+                seat.monitor.begin_run()
+            self._schedule(seat, min(seat.monitor.last, step))
+        if step == 0:
+            at_start = [s for s in self._seats if getattr(s.monitor.schedule, "at_start", False)]
+            self._read(at_start, self._parameters_of(at_start), self.run.logger_step)
+
+    def _schedule(self, seat: _Seat, step: int) -> None:
+        """Set the next due step; a schedule of the user's own is rank 0's."""
+        schedule = seat.monitor.schedule
+        if isinstance(schedule, EpochEnds):
+            return
+        if isinstance(schedule, Every | LogSpaced):
+            seat.due = schedule.next(step)
+        else:
+            seat.due = self.run.ranks.broadcast(schedule.next(step))
+
+    def close(self) -> None:
+        """Take every hook off and let go of everything; harmless if that was done."""
+        self._disarm()
+        for seat in self._seats:
+            seat.monitor.end_run()
+        self.run.batch = None
+
+    # -- a step -------------------------------------------------------------------------------
+
+    def batch_start(self, batch: Any) -> None:
+        """Arm the hooks if the coming optimizer step is due for a monitor."""
+        run = self.run
+        step = run.step
+        if self.armed:
+            self._end_batch()
+        else:
+            if self._previous is not None:
+                self._stride = max(1, step - self._previous)
+            self._previous = step
+            run.batch = batch
+            for seat in self._seats:
+                if not seat.started:
+                    seat.started = True
+                    self._call(seat, "start")
+            self._due = [
+                seat
+                for seat in self._seats
+                if not isinstance(seat.monitor.schedule, EpochEnds) and step + self._stride >= seat.due
+            ]
+            if not self._due:
+                return
+            for seat in self._due:
+                self._call(seat, "prepare")
+            self._arm()
+        run.batch = batch
+        samples = run.samples(batch)
+        self._step.samples = samples
+        self._step.scale = (samples or 1) * run.accumulated / run.loss_scale
+
+    def _arm(self) -> None:
+        began = time.perf_counter()
+        run = self.run
+        self._armed_at, self._logger_step = run.step, run.logger_step
+        run.losses = []
+        self._step = Step(rank=run.ranks.rank, ranks=run.ranks.size, labels=self._labels)
+        wanted, layers = _wanted(self._due)
+        if wanted:
+            if has_compiled(run.module):
+                self._stance = torch.compiler.set_stance("force_eager")
+            self._watch(layers, wanted)
+        for optimizer in run.optimizers:
+            if hasattr(optimizer, "register_step_post_hook"):
+                self._handles.append(optimizer.register_step_post_hook(self._stepped))
+        self.held_bytes = sum(
+            t.numel() * t.element_size() for watch in self._watches.values() for t in watch.tensors()
+        )
+        self.seconds["hooks"] += time.perf_counter() - began
+
+    def _watch(self, layers: dict[str, Layer], wanted: dict[str, list[Statistic]]) -> None:
+        every = watchable_layers(self.run.module)
+        by_module = {layer.module: layer for layer in every if layer.part is None}
+        reads = {layer: by_module.get(reader) for layer, reader in readers(self.run.module).items()}
+        for name in sorted(wanted, key=self._order().index):
+            layer = layers[name]
+            watch = LayerWatch(
+                layer,
+                wanted[name],
+                step=self._step,
+                looking=self._looking,
+                seconds=self.seconds,
+                reader=reads.get(layer.module) if layer.part is None else None,
+            )
+            watch.attach()
+            self._watches[name] = watch
+
+    def _order(self) -> list[str]:
+        """Return the names of all that can be watched, in the network's order."""
+        return [layer.name for layer in [*watchable_layers(self.run.module), *gains(self.run.module)]]
+
+    def _labels(self, targets: Targets) -> torch.Tensor:
+        found = find_targets(self.run.batch, targets)
+        if found is None:
+            raise ValueError("targets must say where the labels are, got None")
+        return found.to(self.run.device)
+
+    def _looking(self) -> bool:
+        """Return whether what runs now is the training step: not validation, another callback, thread or fit."""
+        return self._inside == threading.get_ident()
+
+    @contextlib.contextmanager
+    def in_step(self) -> Iterator[None]:
+        """Run the module for the step: what passes through it in here, in this thread, is observed."""
+        before, self._inside = self._inside, threading.get_ident()
+        try:
+            yield
+        finally:
+            self._inside = before
+
+    def _stepped(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        """Let the layers of an optimizer that has stepped read their parameters, and look no more."""
+        owned = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        others = {
+            id(p)
+            for other in self.run.optimizers
+            if other is not optimizer
+            for group in other.param_groups
+            for p in group["params"]
+        }
+        for watch in self._watches.values():
+            sources = {id(p) for p in watch.layer.sources()}
+            if sources & owned:
+                watch.own_step()
+            elif sources & others:
+                watch.other_step()
+        for seat in self._due:
+            try:
+                seat.monitor.optimizer_stepped(self.run, optimizer)
+            except Exception as error:  # the user's step is under way
+                seat.failure = seat.failure or error
+
+    def _end_batch(self) -> None:
+        for watch in self._watches.values():
+            if not watch.closed:
+                watch.end_batch()
+        self.run.end_batch()
+        self._step.before += self._step.samples or 0
+
+    def batch_end(self) -> None:
+        """After the armed optimizer step: sum, let the due monitors read, take the hooks off."""
+        if self._armed_at is None or self.run.step == self._armed_at:
+            return
+        self._end_batch()
+        watches, due, logger_step = list(self._watches.values()), self._due, self._logger_step
+        for watch in watches:
+            watch.own_step()
+        self._disarm()
+        layers = self._reduce(watches, due)
+        self.probes += 1
+        ran = {layer.name for layer in layers}
+        if silent := [watch.layer.name for watch in watches if watch.layer.name not in ran]:
+            self._warn(
+                f"layers that never ran have no readings: {', '.join(silent)}", f" (in step {self.run.step})"
+            )
+        self._read(due, layers, logger_step)
+
+    def _disarm(self) -> None:
+        """Take every hook off; harmless if there are none."""
+        for watch in self._watches.values():
+            watch.detach()
+        while self._handles:
+            self._handles.pop().remove()
+        self._watches, self._due, self._armed_at = {}, [], None
+        if self._stance is not None:
+            stance, self._stance = self._stance, None
+            stance.__exit__(None, None, None)
+
+    def _reduce(self, watches: list[LayerWatch], due: list[_Seat]) -> list[LayerObservation]:
+        """Sum over ranks: what failed on one of them has no result on any."""
+        began = time.perf_counter()
+        ranks = self.run.ranks
+        sums = [watch.tensors() for watch in watches]
+        status = [watch.status() for watch in watches]
+        ranks.sum([tensor for both in zip(status, sums, strict=True) for t in both for tensor in _flat(t)])
+        again = []
+        for watch, bad in zip(watches, status, strict=True):
+            for statistic, failed in zip(watch.statistics, bad.tolist(), strict=False):
+                if not failed and statistic in watch.tallies:
+                    again += watch.tallies[statistic].second_pass()
+        ranks.sum(again)
+        self.seconds["reduction"] += time.perf_counter() - began
+        layers, failures = [], []
+        for watch, bad in zip(watches, status, strict=True):
+            failed = {s for s, count in zip(watch.statistics, bad.tolist(), strict=False) if count}
+            failures += [(watch, statistic) for statistic in watch.statistics if statistic in failed]
+            if float(watch.calls) > 0:
+                layers.append(LayerObservation(watch, failed=failed, fed_by_data=not float(bad[-1])))
+        if failures:
+            self._report(failures, due)
+        return layers
+
+    def _report(self, failures: list[tuple[LayerWatch, Statistic]], due: list[_Seat]) -> None:
+        """Say on rank 0 what has no reading, of which layer, at which step and on which rank."""
+        every = self.run.ranks.explain([watch.reason(statistic) for watch, statistic in failures])
+        for i, (watch, statistic) in enumerate(failures):
+            rank, (fault, said) = next((r, words[i]) for r, words in enumerate(every) if words[i][1])
+            what = type(statistic).__name__
+            place = f"layer {watch.layer.name}"
+            users = [seat.monitor for seat in due if statistic in seat.monitor.needs]
+            if fault and any(monitor.strict for monitor in users):
+                raise watch.errors.get(statistic) or RuntimeError(f"{said} (on rank {rank}, {place})")
+            names = ", ".join(dict.fromkeys(type(monitor).__name__ for monitor in users))
+            if fault:
+                on = f" on rank {rank}" if self.run.ranks.size > 1 else ""
+                self._warn(
+                    f"observing {place} failed ({what}, for {names})",
+                    f" at step {self.run.step}{on}: {said}. The fit goes on without what needs it; pass "
+                    "strict=True to raise instead.",
+                )
+            else:
+                self._warn(
+                    f"{place} has no readings of {what}",
+                    f" ({names}): {said}.",
+                )
+
+    # -- reading ------------------------------------------------------------------------------
+
+    def epoch_end(self) -> None:
+        """Let monitors read that are due at an epoch's end."""
+        ends = [seat for seat in self._seats if isinstance(seat.monitor.schedule, EpochEnds)]
+        due = [seat for seat in ends if seat.monitor.schedule.due(self.run.epoch)]
+        step = self.run.logger_step - 1  # that of the epoch's last batch, as Lightning logs epochs
+        also = [seat for seat in self._seats if seat.monitor.reads_epochs]
+        self._read(also, [], step, method="read_epoch")
+        self._read(due, self._parameters_of(due), step)
+
+    def _parameters_of(self, due: list[_Seat]) -> list[LayerObservation]:
+        """Return what parameters alone show: no step is observed at an epoch's end."""
+        wanted, layers = _wanted(due)
+        found = []
+        for name in sorted(wanted, key=self._order().index):
+            watch = LayerWatch(
+                layers[name], wanted[name], step=Step(), looking=self._looking, seconds=self.seconds
+            )
+            watch.at_rest()
+            found.append(LayerObservation(watch, failed=set(watch.errors), fed_by_data=False))
+        return found
+
+    def _read(
+        self, due: list[_Seat], layers: list[LayerObservation], logger_step: int, *, method: str = "read"
+    ) -> None:
+        ran = {layer.name for layer in layers}
+        for seat in due:
+            monitor = seat.monitor
+            mine = [layer.name for layer in seat.layers]
+            seen = Observation(
+                self.run.step,
+                [layer for layer in layers if layer.name in mine],
+                [name for name in mine if name not in ran],
+                self.run,
+                monitor.state,
+            )
+            began = time.perf_counter()
+            found = self._attempt(
+                monitor,
+                partial(_place, method, seen),
+                partial(self._values, seat, getattr(monitor, method), seen),
+            )
+            self.seconds["spectra"] += time.perf_counter() - began
+            if method == "read":
+                monitor.last = self.run.step
+                self._schedule(seat, self.run.step)
+            if found is not None:
+                began = time.perf_counter()
+                self._publish(seat, *found, logger_step)
+                self.seconds["logging"] += time.perf_counter() - began
+
+    def _values(
+        self, seat: _Seat, read: Callable[[Observation], Iterable[Any]], seen: Observation
+    ) -> tuple[dict[str, float], dict[str, Any]]:
+        """Return what a monitor reads; the numbers are rank 0's, since machines round differently."""
+        failure, seat.failure = seat.failure, None
+        if failure is not None:
+            raise failure
+        values, media = sorted_out(read(seen), seat.monitor.prefix)
+        return self.run.ranks.broadcast(values), media
+
+    def _publish(
+        self, seat: _Seat, values: dict[str, float], media: dict[str, Any], logger_step: int
+    ) -> None:
+        seat.monitor.history.append({"step": self.run.step, "fit": seat.monitor.fit, **values})
+        own = len(seat.monitor.prefix)
+        values = {seat.quantity + key[own:]: value for key, value in values.items()}
+        media = {seat.quantity + key[own:]: value for key, value in media.items()}
+        for said in self.run.send(values, media, logger_step):
+            if seat.monitor.strict:
+                raise RuntimeError(said)
+            self._warn(f"{type(seat.monitor).__name__} could not log: {said}", "")
+
+    def _call(self, seat: _Seat, method: str) -> None:
+        """Call a monitor's method before a step; what it keeps goes into its state."""
+        if not seat.monitor.overrides(method):
+            return
+        seen = Observation(self.run.step, run=self.run, state=seat.monitor.state)
+        self._attempt(seat.monitor, partial(_place, method, seen), partial(getattr(seat.monitor, method), seen))
+        if seen.watch is not None:
+            seat.layers = seen.watch
+
+    def _attempt(self, monitor: Any, where: Callable[[], str], compute: Callable[[], Any]) -> Any:
+        """Return what is computed, on all ranks or on none: then one warning, or an error if ``strict``."""
+        try:
+            return self.run.ranks.attempt(compute)
+        except RankError as failure:
+            if monitor.strict:
+                raise (failure.error or RuntimeError(f"{failure.said} (on rank {failure.rank})")) from None
+            on = f" on rank {failure.rank}" if self.run.ranks.size > 1 else ""
+            self._warn(
+                f"{type(monitor).__name__} failed in {where()}",
+                f" at step {self.run.step}{on}: {failure.said}. The fit goes on without this reading; pass "
+                "strict=True to raise instead.",
+            )
+            return None
+
+    def _warn(self, kind: str, details: str) -> None:
+        """Warn once of a kind, on rank 0."""
+        if kind not in self._said:
+            self._said.add(kind)
+            if self.run.ranks.rank == 0:
+                warnings.warn(kind + details, stacklevel=2)
+
+
+def _flat(part: Any) -> list[torch.Tensor]:
+    return [part] if isinstance(part, torch.Tensor) else part
+
+
+def _place(method: str, seen: Observation) -> str:
+    return f"{method} of layer {seen.current}" if seen.current else method
+
+
+def _wanted(seats: list[_Seat]) -> tuple[dict[str, list[Statistic]], dict[str, Layer]]:
+    """Return what is kept of which layer: equal needs once, unequal ones side by side."""
+    wanted: dict[str, list[Statistic]] = {}
+    layers: dict[str, Layer] = {}
+    for seat in seats:
+        for statistic in seat.monitor.needs:
+            for layer in statistic.where(seat.layers):
+                kept = wanted.setdefault(layer.name, [])
+                kept += [statistic] if statistic not in kept else []
+                layers.setdefault(layer.name, layer)
+    return wanted, layers
+
+
+def _seated(monitors: list[Any]) -> list[_Seat]:
+    """Give each monitor the first part of its keys.
+
+    Raises:
+        ValueError: if two of them would write the same keys at the same steps.
+    """
+    seats: list[_Seat] = []
+    for monitor in monitors:
+        same = [seat.monitor for seat in seats if seat.monitor.prefix == monitor.prefix]
+        if any(other.schedule == monitor.schedule for other in same):
+            raise ValueError(
+                f"{type(same[0]).__name__} and {type(monitor).__name__} would both log under "
+                f"{monitor.prefix}/...; give one of them a name of its own, such as name='{monitor.prefix}_b'"
+            )
+        seats.append(_Seat(monitor, monitor.prefix + (f"_{len(same) + 1}" if same else "")))
+    return seats

@@ -1,0 +1,266 @@
+"""The engine driven by a Trainer, of ``lightning`` or of ``pytorch_lightning``."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from typing_extensions import override
+
+from lightning_sym.engine.engine import Engine
+from lightning_sym.engine.publish import draw
+from lightning_sym.engine.run import Run
+from lightning_sym.engine.sandbox import Sandbox
+
+#: Bytes of metrics that processes which were forked or spawned can return: a pipe holds 64 KiB.
+RETURNABLE = 40_000
+
+
+class TrainerRun(Run):
+    """A Trainer's fit."""
+
+    def __init__(self, trainer: Any, module: Any) -> None:
+        super().__init__(module)
+        self.trainer = trainer
+        self.automatic = bool(module.automatic_optimization)
+        self.accumulated = trainer.accumulate_grad_batches if self.automatic else 1
+        self.clipped = bool(trainer.gradient_clip_val)
+        self.datamodule = getattr(trainer, "datamodule", None)
+        precision = trainer.precision_plugin
+        self.sandbox = Sandbox(
+            module, precision=precision.forward_context, convert=precision.convert_input, trainer=trainer
+        )
+
+    @property
+    @override
+    def step(self) -> int:
+        return int(self.trainer.global_step)
+
+    @property
+    def epoch(self) -> int:  # type: ignore[override]
+        """The current epoch, counted from 0."""
+        return int(self.trainer.current_epoch)
+
+    @property
+    @override
+    def logger_step(self) -> int:
+        """The step under which ``self.log`` of the current batch reaches the loggers."""
+        return int(self.trainer.fit_loop.epoch_loop._batches_that_stepped)
+
+    @property
+    @override
+    def optimizers(self) -> list[torch.optim.Optimizer]:
+        return list(self.trainer.optimizers)
+
+    @property
+    def loss_scale(self) -> float:  # type: ignore[override]
+        """What a gradient scaler multiplies the loss by."""
+        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
+        return float(scaler.get_scale()) if scaler is not None else 1.0
+
+    @override
+    def sharding(self) -> str:
+        config = getattr(self.trainer.strategy, "config", None)
+        stage = config.get("zero_optimization", {}).get("stage") if isinstance(config, dict) else None
+        if stage == 3:
+            return "DeepSpeedStage3"
+        name = type(self.trainer.strategy).__name__
+        return name if name == "FSDPStrategy" else super().sharding()
+
+    @override
+    def metric(self, key: str) -> float | None:
+        found = self.trainer.callback_metrics.get(key)
+        return None if found is None else float(found)
+
+    @override
+    def tell(self, message: str) -> None:
+        rank_zero_info(message)
+
+    @override
+    def send(self, values: Mapping[str, float], media: Mapping[str, Any], step: int) -> list[str]:
+        # Not through callback_metrics, which computes the user's metrics: their errors would look like ours.
+        results = self.trainer._logger_connector._callback_metrics
+        results.update({key: torch.tensor(value) for key, value in values.items()})
+        wrong = []
+        for logger in self.trainer.loggers:
+            try:
+                if values:
+                    logger.log_metrics(dict(values), step=step)
+                if self.trainer.is_global_zero:
+                    draw(getattr(logger, "experiment", None), dict(media), step)
+            except Exception as error:
+                wrong.append(f"{type(logger).__name__}: {type(error).__name__}: {error}")
+        return wrong
+
+
+class Driver(Callback):
+    """Drives the engine of a Trainer; one for all monitors, whatever these override.
+
+    Attributes:
+        engine: of the fit that is under way.
+        seconds, probes, held_bytes: see :class:`~lightning_sym.engine.engine.Engine`; of the last fit.
+    """
+
+    def __init__(self) -> None:
+        self.engine: Engine | None = None
+        self.seconds: dict[str, float] = {}
+        self.probes = self.held_bytes = 0
+
+    @override
+    def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
+        self.close(trainer)
+        monitors = [each for each in trainer.callbacks if is_monitor(each)]
+        engine = Engine(TrainerRun(trainer, pl_module), monitors)
+        engine.start()
+        self.engine = engine
+
+    @override
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        self._drive(trainer, lambda engine: engine.begin())
+
+    @override
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        def begin(engine: Engine) -> None:
+            engine.batch_start(batch)
+            if engine.armed:
+                self._show_steps(trainer, engine)
+
+        self._drive(trainer, begin)
+
+    @override
+    def on_train_batch_end(
+        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        _unwrap(trainer.strategy)
+        self._drive(trainer, lambda engine: engine.batch_end())
+
+    @override
+    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        self._drive(trainer, lambda engine: engine.epoch_end())
+
+    @override
+    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+        self.close(trainer)
+
+    @override
+    def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
+        self.close(trainer)
+
+    @override
+    def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        self.close(trainer)
+        if stage == "fit":
+            _return_few(trainer)
+
+    def close(self, trainer: Any) -> None:
+        """Take every hook off and let go of the fit."""
+        _unwrap(trainer.strategy)
+        if self.engine is not None:
+            engine, self.engine = self.engine, None
+            engine.close()
+            self.seconds, self.probes, self.held_bytes = engine.seconds, engine.probes, engine.held_bytes
+
+    def _drive(self, trainer: Any, act: Callable[[Engine], None]) -> None:
+        """Act, unless there is nothing to drive; a fault of the engine's own ends the observation alone."""
+        engine = self.engine
+        if engine is None:
+            return
+        try:
+            act(engine)
+        except Exception as error:
+            strict = any(monitor.strict for monitor in engine.monitors)
+            self.close(trainer)
+            if strict:
+                raise
+            warnings.warn(
+                f"lightning_sym stopped observing at step {trainer.global_step}: {type(error).__name__}: "
+                f"{error}. The fit goes on; pass strict=True to a monitor to raise instead.",
+                stacklevel=2,
+            )
+
+    @staticmethod
+    def _show_steps(trainer: Any, engine: Engine) -> None:
+        """Tell the engine when the Trainer runs the training step: nothing else is taken for it."""
+        strategy = trainer.strategy
+        run_step = strategy.training_step
+
+        def training_step(*args: Any, **kwargs: Any) -> Any:
+            with engine.in_step():
+                returned = run_step(*args, **kwargs)
+            engine.run.saw_loss(returned)
+            return returned
+
+        training_step.shows = run_step  # type: ignore[attr-defined]
+        strategy.training_step = training_step
+
+
+def _unwrap(strategy: Any) -> None:
+    while (step := strategy.__dict__.get("training_step")) is not None and hasattr(step, "shows"):
+        del strategy.training_step
+        if "training_step" in vars(step.shows):  # somebody else's, which was there before
+            strategy.training_step = step.shows
+
+
+def is_monitor(callback: Any) -> bool:
+    """Return whether a callback is one that the engine lets read."""
+    return hasattr(callback, "needs") and hasattr(callback, "read") and hasattr(callback, "begin_run")
+
+
+def attach(trainer: Any, pl_module: Any) -> None:
+    """Let a Trainer's monitors be driven; called from the setup of each, done once."""
+    callbacks: list[Any] = []
+    for each in trainer.callbacks:
+        callbacks.append(each)
+        callbacks += [m for m in getattr(each, "members", ()) if m not in trainer.callbacks]
+    if not any(isinstance(each, Driver) for each in callbacks):
+        first = next(i for i, each in enumerate(callbacks) if is_monitor(each))
+        callbacks.insert(first, Driver())
+    if len(callbacks) > len(trainer.callbacks):
+        trainer.callbacks = callbacks  # a list of our own: the user's stays as it was
+
+
+def driver_of(trainer: Any) -> Driver:
+    """Return the driver of a Trainer that has fitted with monitors.
+
+    Raises:
+        ValueError: if it has not.
+    """
+    for each in trainer.callbacks:
+        if isinstance(each, Driver):
+            return each
+    raise ValueError("the Trainer has not fitted with monitors yet")
+
+
+def _return_few(trainer: Any) -> None:
+    """Leave no more in ``callback_metrics`` than forked or spawned processes can return.
+
+    Their launcher reads what they put into a pipe when they have ended, and they don't end before it
+    is read: metrics of hundreds of layers would stop both for ever.
+    """
+    launcher = {kind.__name__ for kind in type(trainer.strategy.launcher).__mro__}
+    if "_MultiProcessingLauncher" not in launcher or _stored_size(trainer.callback_metrics) <= RETURNABLE:
+        return
+    monitors = [each for each in trainer.callbacks if is_monitor(each)]
+    read = {key for each in monitors for row in each.history for key in row}
+    read &= set(trainer.callback_metrics)
+    single = {key for key in read if key.count("/") > 1}
+    for keys in (single, read - single):
+        if _stored_size(trainer.callback_metrics) > RETURNABLE:
+            for key in keys:
+                del trainer._logger_connector._callback_metrics[key]
+    rank_zero_info(
+        "Readings of single layers are in the loggers and checkpoints; there are too many to return "
+        "to the process that called fit."
+    )
+
+
+def _stored_size(metrics: dict[str, Any]) -> int:
+    """Return the bytes that metrics take where they are sent to another process."""
+    buffer = io.BytesIO()
+    torch.save(dict(metrics), buffer)
+    return len(buffer.getvalue())
