@@ -91,7 +91,7 @@ DECODERS = [EmbeddingDecoder, MLPDecoder, PositionMLPDecoder, TransposedConvDeco
 @pytest.mark.parametrize("decoder", DECODERS)
 def test_default_decoders_fit_the_default_bumps(decoder):
     """Their code length and size are those of the data module, by default."""
-    trainer = fit(decoder(), GaussianBumpsDataModule(), steps=1, limit_val_batches=1)
+    trainer = fit(decoder(), GaussianBumpsDataModule(), steps=1, limit_train_batches=1, limit_val_batches=1)
     assert trainer.global_step == 1
     assert "mse/ood" in trainer.callback_metrics
 
