@@ -94,6 +94,9 @@ def test_the_law_is_the_mean_step_of_sgd():
     noise = (u @ c1 @ u - w @ c2 @ w) / size  # with the rest, what a step adds to |u|^2 - |w|^2
     g_w = torch.einsum("nki,i->nk", jacobian, u)
     g_u = torch.einsum("nki,k->ni", jacobian, w)
+    # Each matrix weighs what the single samples' gradients vary by.
+    torch.testing.assert_close(w @ c2 @ w, g_u.var(0, correction=0).sum())
+    torch.testing.assert_close(u @ c1 @ u, g_w.var(0, correction=0).sum())
     batches = torch.randint(0, 400, (20_000, size), generator=generator)
     step_u, step_w = g_u[batches].mean(1), g_w[batches].mean(1)
     mean = float((step_u.square().sum(1) - step_w.square().sum(1)).mean())
