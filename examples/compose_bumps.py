@@ -32,8 +32,8 @@ from torch import Tensor
 
 from lightning_sym.callbacks import CompositionMonitor
 from lightning_sym.datamodules import GaussianBumpsDataModule
-from lightning_sym.modules import EmbeddingDecoder, TransposedConvDecoder
-from lightning_sym.modules.bump_decoders import BumpDecoder
+from lightning_sym.papers.composition import EmbeddingDecoder, TransposedConvDecoder
+from lightning_sym.papers.composition.decoders import BumpDecoder
 
 PAPER = {  # mean squared errors: the released log's last epoch, its loss curve and a notebook's output
     "embedding, free": {"id": 1.3e-6, "ood": 2.8e-2},

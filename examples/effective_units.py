@@ -16,8 +16,8 @@ from typing import Any
 
 import torch
 from _report import save, spread, table
-from _teacher import Student, problem
 
+from lightning_sym.papers.hierarchy import Student, problem
 from lightning_sym.symmetry import effective_units, find_symmetries
 
 

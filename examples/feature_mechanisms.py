@@ -28,8 +28,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_sym.callbacks import FeatureLearningMonitor
-from lightning_sym.modules import SolvableNetwork
-from lightning_sym.theory import kernel_growth
+from lightning_sym.papers.feature_learning import SolvableNetwork, kernel_growth
 
 SCALES = (0.03, 0.1, 0.3, 1.0, 3.0)
 

@@ -29,12 +29,14 @@ from typing import Any
 
 import torch
 from _report import save, spread, table
-from _teacher import Data, Student, descend, problem
+from _trainer import quiet_trainer
 from lightning.pytorch import Callback
+from torch.utils.data import DataLoader
 
 from lightning_sym.callbacks import HierarchyMonitor
 from lightning_sym.functional import loss_phases
 from lightning_sym.observe import LogSpaced
+from lightning_sym.papers.hierarchy import Data, Student, problem
 
 SCALES = (0.01, 0.1, 1.0, 10.0, 100.0)
 KINDS = ("permutation", "rescaling")
@@ -70,7 +72,9 @@ def learn(scale: float, *, options: Any, seed: int) -> dict[str, Any]:
         strict=True,
     )
     module = Student(options.hidden, train, scale=scale, seed=seed)
-    descend(module, train, steps=options.steps, callbacks=[losses, monitor])
+    trainer = quiet_trainer(max_steps=options.steps, callbacks=[losses, monitor])
+    # Gradient descent: every step is on all of the data.
+    trainer.fit(module, DataLoader([train] * options.steps, batch_size=None))  # type: ignore[arg-type]
     broken = [e for e in monitor.events if e["event"] == "broken"]
     first, last = monitor.history[0], monitor.history[-1]
     return {

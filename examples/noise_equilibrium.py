@@ -32,8 +32,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from lightning_sym.callbacks import SharpnessMonitor
-from lightning_sym.modules import DeepLinearNetwork
-from lightning_sym.theory import charge_change
+from lightning_sym.papers.noise_equilibrium import DeepLinearNetwork, charge_change
 
 RATIOS = {"1:3": 1 / 3, "1:1": 1.0, "3:1": 3.0}
 

@@ -27,9 +27,8 @@ from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, TensorDataset
 
 from lightning_sym.callbacks import CircuitMonitor
-from lightning_sym.modules import CircuitDivergenceError, LearningCircuit
-from lightning_sym.modules.circuit_rules import FourSynapse
 from lightning_sym.observe.schedule import LogSpaced
+from lightning_sym.papers.learning_circuit import CircuitDivergenceError, FourSynapse, LearningCircuit
 
 Data = tuple[Tensor, Tensor]
 Setting = dict[str, Any]

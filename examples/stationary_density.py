@@ -17,8 +17,7 @@ from typing import Any
 import torch
 from _report import save, spread, table
 
-from lightning_sym.theory import DiagonalNetwork
-from lightning_sym.theory.balance import simulate
+from lightning_sym.papers.law_of_balance import DiagonalNetwork, simulate
 
 TEMPERATURES = (0.05, 0.1, 0.2, 0.5)
 DEEP = ((2, 1, 0.2), (3, 2, 0.2))  # depth, width, temperature

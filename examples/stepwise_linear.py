@@ -22,7 +22,7 @@ from _report import save, spread, table
 from matplotlib.figure import Figure
 
 from lightning_sym.losses import CrossCovarianceLoss
-from lightning_sym.theory.stepwise import (
+from lightning_sym.papers.stepwise_ssl import (
     Staircase,
     final_weight,
     modes,

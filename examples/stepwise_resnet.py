@@ -25,7 +25,6 @@ import lightning.pytorch as pl
 import numpy as np
 import torch
 from _data import add_data_arguments, load_images
-from _losses import VarianceHingeLoss
 from _report import save, spread, table
 from _trainer import quiet_trainer
 from _views import fixed_pair, two_views
@@ -36,6 +35,7 @@ from lightning_sym.functional.eigenmodes import step_likeness
 from lightning_sym.losses import BarlowTwinsLoss, SimCLRLoss, VICRegLoss
 from lightning_sym.modules import JointEmbedding
 from lightning_sym.observe import LogSpaced
+from lightning_sym.papers.stepwise_ssl import VarianceHingeLoss
 
 CHANNELS = (64, 128, 256, 512)  # of a ResNet's four stages
 LOSSES: dict[str, Any] = {

@@ -21,7 +21,6 @@ from typing import Any
 import numpy as np
 import torch
 from _data import Images, add_data_arguments, load_images
-from _losses import variance_hinge_loss
 from _report import save, spread, table
 from matplotlib.figure import Figure
 from stepwise_linear import crop_pairs
@@ -30,6 +29,7 @@ from torch import Tensor
 from lightning_sym.functional.eigenmodes import cross_covariance_eigenvalues, mode_dates, step_likeness
 from lightning_sym.losses import cross_covariance_loss, vicreg_loss
 from lightning_sym.observe import LogSpaced
+from lightning_sym.papers.stepwise_ssl import variance_hinge_loss
 
 LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "cross_covariance": cross_covariance_loss,

@@ -26,7 +26,7 @@ from matplotlib.figure import Figure
 
 from lightning_sym.datamodules import GaussianBumpsDataModule
 from lightning_sym.functional import find_bump
-from lightning_sym.modules import TransposedConvDecoder
+from lightning_sym.papers.composition import TransposedConvDecoder
 
 ARMS = ("bumps", "stripes")
 

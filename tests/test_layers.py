@@ -28,7 +28,6 @@ SHARED = {"_names"}
 # Arrows run downwards only: a sub-package, and which others it may pull in.
 LIGHT = {
     "functional": set(),
-    "theory": set(),
     "losses": set(),
     "symmetry": {"functional"},
     "optim": {"functional", "symmetry"},
@@ -36,9 +35,21 @@ LIGHT = {
 }
 ON_LIGHTNING = {
     "observe": {"functional"},
-    "callbacks": {"functional", "observe", "optim", "symmetry", "theory"},
-    "modules": {"functional", "losses", "theory"},
+    "callbacks": {"functional", "observe", "optim", "symmetry"},
+    "modules": {"functional", "losses"},
     "datamodules": {"functional"},
+    # Papers stand on everything else; that nothing else names them is what keeps the arrow.
+    "papers": {
+        "callbacks",
+        "datamodules",
+        "functional",
+        "losses",
+        "modules",
+        "observe",
+        "optim",
+        "plots",
+        "symmetry",
+    },
 }
 
 # After the base is imported, one forked child a package imports all of it and tells what is new.
@@ -119,6 +130,15 @@ def test_the_package_itself_imports_next_to_nothing(name):
 def test_every_sub_package_has_its_arrows_written_down():
     packages = {path.parent.name for path in (ROOT / "lightning_sym").glob("*/__init__.py")}
     assert packages == {*LIGHT, *ON_LIGHTNING}
+
+
+def test_no_room_of_a_paper_uses_another():
+    rooms = [path.parent.name for path in (ROOT / "lightning_sym" / "papers").glob("*/__init__.py")]
+    assert len(rooms) == 10
+    found = new_modules("lightning.pytorch", [f"lightning_sym.papers.{room}" for room in rooms])
+    for name, modules in found.items():
+        others = {m for m in modules if m.startswith("lightning_sym.papers.") and not m.startswith(name)}
+        assert others == set(), name
 
 
 @pytest.mark.parametrize(

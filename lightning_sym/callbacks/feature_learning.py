@@ -18,11 +18,11 @@ from typing_extensions import override
 from lightning_sym.callbacks._quiet import gather_rows, method
 from lightning_sym.callbacks.base import Probe, undisturbed
 from lightning_sym.callbacks.trainability import Locator, locate
+from lightning_sym.functional.feature_learning import mechanism
 from lightning_sym.functional.tangent import CountSketch, kernel_move, layer_alignment, tangent_kernel
 from lightning_sym.observe.layers import Layer, choose_layers
 from lightning_sym.observe.reading import Reading
 from lightning_sym.observe.schedule import LogSpaced, Schedule
-from lightning_sym.theory.solvable import mechanism
 
 VERDICTS = ("kernel", "mixed", "rich")
 MECHANISMS = ("none", "alignment", "disalignment", "rescaling")

@@ -38,6 +38,7 @@ from lightning_sym.functional.curvature import (
     lanczos_top as lanczos_top,
     stability_line as stability_line,
 )
+from lightning_sym.functional.feature_learning import mechanism as mechanism
 from lightning_sym.functional.hierarchy import (
     breaking_distance as breaking_distance,
     depth_roles as depth_roles,

@@ -14,7 +14,7 @@ tensors, S = B * U the size.
 from __future__ import annotations
 
 import abc
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import ClassVar, Self
 
@@ -329,8 +329,3 @@ def relative(norms_BU: Tensor) -> Tensor:
 def generator(seed: int) -> torch.Generator:
     """Return a CPU generator of its own for ``seed``."""
     return torch.Generator().manual_seed(seed)
-
-
-def find_parameter_names(symmetries: Sequence[Symmetry]) -> list[str]:
-    """Return every parameter that some symmetry moves, once, in order."""
-    return list(dict.fromkeys(name for symmetry in symmetries for name in symmetry.parameters))

@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_sym.callbacks import BalanceMonitor, CollapseMonitor, Syre
-from lightning_sym.modules import DiagonalLinearNetwork
+from lightning_sym.papers.law_of_balance import DiagonalLinearNetwork
 from tests.models import Classifier, Flatten, SelfAttention, convnet, images, mlp, trainer
 
 ETA, DECAY = 0.1, 0.3

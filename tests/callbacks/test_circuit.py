@@ -11,8 +11,8 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_sym.callbacks import CircuitMonitor
-from lightning_sym.modules import LearningCircuit
-from lightning_sym.modules.circuit_rules import Conv, FourSynapse
+from lightning_sym.papers.learning_circuit import LearningCircuit
+from lightning_sym.papers.learning_circuit.rules import Conv, FourSynapse
 from tests.models import Classifier, convnet, images, mlp, trainer
 
 

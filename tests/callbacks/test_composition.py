@@ -11,7 +11,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning_sym.callbacks import CompositionMonitor
 from lightning_sym.datamodules import GaussianBumpsDataModule
 from lightning_sym.functional import composition as comp
-from lightning_sym.modules import MLPDecoder
+from lightning_sym.papers.composition import MLPDecoder
 
 
 def bumps(**settings):

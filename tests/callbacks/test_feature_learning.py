@@ -8,7 +8,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_sym.callbacks import FeatureLearningMonitor
-from lightning_sym.modules import SolvableNetwork
+from lightning_sym.papers.feature_learning import SolvableNetwork
 from tests.models import Classifier, convnet, data, fit, images, mlp
 
 

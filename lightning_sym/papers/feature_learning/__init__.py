@@ -1,0 +1,25 @@
+"""When does feature learning happen, and by which mechanism? A solved model tells.
+
+Xu and Ziyin, 2024, arXiv 2401.07085. A linear network of one hidden layer on data along a line can be
+solved at any width, with a learning rate for each layer and any scales. It learns features where its
+initial size is small against the slope to be learned (else it is a kernel machine), by one of three
+mechanisms: alignment of the two layers, disalignment, or rescaling of their norms.
+
+Reproduced: ``examples/feature_mechanisms.py``. Six cases of the solved model: growth of the tangent kernel
+within 0.06 % of the exact value, each mechanism named. A ReLU network on MNIST over initial scales: rich at
+0.03 and 0.1, mixed at 0.3, kernel from 1 on; its test accuracy is 0.87 at all of them, and the paper's fall
+with the scale (on CIFAR-10) is not seen.
+
+Read in any fit by :class:`lightning_sym.callbacks.FeatureLearningMonitor`. The room holds the solution
+(:class:`SolvableModel`) and the network that follows it (:class:`SolvableNetwork`).
+"""
+
+from lightning_sym.papers.feature_learning.closed_forms import (
+    Solution as Solution,
+    SolvableModel as SolvableModel,
+    initial_size as initial_size,
+    kernel_growth as kernel_growth,
+    pace as pace,
+    regime as regime,
+)
+from lightning_sym.papers.feature_learning.network import SolvableNetwork as SolvableNetwork
