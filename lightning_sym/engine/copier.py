@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import UninitializedTensorMixin
+from torch.nn.parameter import is_lazy
 
 
 class NotApartError(RuntimeError):
@@ -62,7 +62,7 @@ class Copier:
     * detaches tensors from their graphs and leaves gradients out;
     * leaves out hooks, except those of torch itself that modules need to compute
       (:func:`is_needed`);
-    * puts a transparent module (:class:`Transparent`) for wrappers that compile, cast or speak to other ranks;
+    * puts a transparent module (:class:`Transparent`) for wrappers that compile, cast or synchronise;
     * gives copies of modules their own copies of mutable class attributes;
     * puts :class:`Uncopied` for what can't be copied, which raises only if it is used.
 
@@ -79,6 +79,7 @@ class Copier:
         self.modules: list[nn.Module] = []
         self._kept: list[Any] = []  # an id belongs to one object only while that lives
         self._parts: set[int] = set()
+        self._begun: set[int] = set()
         if root is not None:
             self._parts = {id(x) for x in (*root.modules(), *root.parameters(), *root.buffers())}
         self.put(torch.default_generator, torch.default_generator)  # it is restored, not copied
@@ -104,21 +105,25 @@ class Copier:
         for kind, way in _WAYS:
             if issubclass(own, kind):
                 return way(self, x)
-        kinds = {dict: self._dict, list: self._list, tuple: self._tuple}
+        kinds: dict[type, Callable[[Any], Any]] = {
+            dict: self._dict,
+            list: self._list,
+            tuple: self._tuple,
+        }
         return kinds.get(own, self._object)(x)
 
     # One method for each kind of object.
 
     def _tensor(self, x: Tensor) -> Tensor:
         with torch.no_grad():
-            if isinstance(x, UninitializedTensorMixin):  # a buffer's own __deepcopy__ refuses
+            if is_lazy(x):  # a buffer's own __deepcopy__ refuses
                 y = type(x)(x.requires_grad, x.data.device, x.data.dtype)  # type: ignore[call-arg]
             elif isinstance(x, nn.Parameter) or (x.is_leaf and not x.is_inference()):
                 y = x.__deepcopy__(self.memo)
             else:
                 y = x.detach().clone()
         self.put(x, y)
-        if not isinstance(y, UninitializedTensorMixin) and y.is_leaf and y.grad is not None:
+        if not is_lazy(y) and y.is_leaf and y.grad is not None:
             y.grad = None
         for name, value in vars(x).items():  # Parameter's __deepcopy__ forgets attributes
             if name not in vars(y):
@@ -250,6 +255,8 @@ class Copier:
     def _object(self, x: Any) -> Any:
         if type(x) in _LOCKS:
             return self.put(x, _LOCKS[type(x)]())
+        if type(x).__name__ == "LightningOptimizer":  # it steps through the trainer
+            return self.put(x, self(x._optimizer))
         if _is_shared(x):
             return x
         try:
@@ -260,7 +267,16 @@ class Copier:
             return self.put(x, Uncopied(type(x).__name__, error))
 
     def _reconstructed(self, x: Any) -> Any:
-        if hasattr(type(x), "__deepcopy__"):
+        if (own := getattr(type(x), "__deepcopy__", None)) is not None:
+            if _is_of(own, "torch.nn.utils.parametrize"):  # what copy.deepcopy would do, by its own means
+                y = self.put(x, type(x).__new__(type(x)))
+                state = {name: value for name, value in vars(x).items() if name != "_compiled_call_impl"}
+                vars(y).update(self(state))
+                return y
+            if id(x) not in self._begun:
+                self._begun.add(id(x))
+                for value in list(getattr(x, "__dict__", {}).values()):
+                    self(value)  # the memo has them ready for copy.deepcopy
             return self.put(x, x.__deepcopy__(self.memo))
         reduce = copyreg.dispatch_table.get(type(x))
         reduced = x.__reduce_ex__(4) if reduce is None else reduce(x)
@@ -320,7 +336,7 @@ class Uncopied:
 
 
 class Transparent(nn.Module):
-    """Stands for a wrapper that compiles, casts or synchronises; calls what is wrapped, under the same names."""
+    """Stands for a wrapper that compiles, casts or synchronises: calls what is wrapped."""
 
     @staticmethod
     def over(wrapper: nn.Module, inner: str, copier: Copier) -> Transparent:

@@ -7,12 +7,9 @@ its logs and draw from its random state. See :class:`Sandbox`.
 from __future__ import annotations
 
 import contextlib
-import importlib
 import inspect
-import random
 import sys
 import threading
-from abc import ABCMeta
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import fields, is_dataclass
@@ -20,11 +17,19 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from lightning_sym.engine.copier import Copier, NotApartError, own_classes
+from lightning_sym.engine.copier import Copier, NotApartError, Uncopied
+from lightning_sym.engine.muted import lightning_kind, mute
+from lightning_sym.engine.restore import (
+    EAGER,
+    PLAIN_ATTENTION,
+    PLAIN_RECURRENCE,
+    class_counters,
+    random_states,
+    settings_of,
+)
 
 __all__ = ["Apart", "NotApartError", "Sandbox", "training_loss"]
 
@@ -102,25 +107,25 @@ class Sandbox:
         with ExitStack() as stack:
             stack.enter_context(torch.inference_mode(False))
             stack.enter_context(torch.set_grad_enabled(grad))
-            stack.enter_context(_random_states(self.module, seed))
-            stack.enter_context(_settings(self.trainer))
+            stack.enter_context(random_states(self.module, seed))
+            stack.enter_context(settings_of(self.trainer))
             copier = Copier(self.module)
             copy = _copy(self.module, copier, self.trainer)
             stack.callback(_let_go, copy, copier)
-            stack.enter_context(_class_counters(copier.modules))
+            stack.enter_context(class_counters(copier.modules))
             if full_precision:
                 _widen(copy)
             if train is not None:
                 copy.train(train)
             if "torch._dynamo" in sys.modules:  # else nothing has been compiled
-                stack.enter_context(_EAGER.on())
+                stack.enter_context(EAGER.on())
             if twice_differentiable:
-                stack.enter_context(_PLAIN_ATTENTION.on())
+                stack.enter_context(PLAIN_ATTENTION.on())
             apart = Apart(copy, copier, self.precision, self.convert, full_precision=full_precision)
             recurrent = any(isinstance(child, nn.RNNBase) for child in copy.modules())
             if grad and recurrent and apart.device.type == "cuda":
                 # cuDNN's has no gradient in evaluation mode, and no second one.
-                stack.enter_context(_PLAIN_RECURRENCE.on())
+                stack.enter_context(PLAIN_RECURRENCE.on())
             stack.enter_context(apart._guarded())
             yield apart
 
@@ -168,8 +173,8 @@ class Apart:
         """
         if isinstance(how, str) and not callable(getattr(self.module, how, None)):
             raise TypeError(
-                f"forward={how!r} is not a method of {type(self.module).__name__}; pass the name of one, or a "
-                "function of the module and its input"
+                f"forward={how!r} is not a method of {type(self.module).__name__}; pass the name of one, "
+                "or a function of the module and its input"
             )
         with ExitStack() as stack:
             stack.enter_context(self._precision())
@@ -207,6 +212,8 @@ class Apart:
 
     def _moved(self, x: Any) -> Any:
         """Move a structure of which nobody else has a part."""
+        if isinstance(x, Uncopied):
+            return x
         if isinstance(x, Tensor):
             return self._cast(x.to(self.device))
         if callable(getattr(x, "to", None)):
@@ -277,8 +284,8 @@ def training_loss(
         got = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
         name = repr(how) if isinstance(how, str) else getattr(how, "__name__", type(how).__name__)
         raise TypeError(
-            f"loss={name} must return a scalar tensor, or a dict with one under 'loss', got {got}; pass another "
-            "method or function as loss="
+            f"loss={name} must return a scalar tensor, or a dict with one under 'loss', got {got}; pass "
+            "another method or function as loss="
         )
     return loss
 
@@ -301,8 +308,8 @@ def _indices(step: Callable[..., Any], *, is_step: bool) -> tuple[int, ...]:
 
 def _runs_original(name: str) -> str:
     return (
-        f"the module runs its original {name} instead of the copy's, through a global or a function that holds "
-        "on to it; use self, and what is reached from it"
+        f"the module runs its original {name} instead of the copy's, through a global or a function that "
+        "holds on to it; use self, and what is reached from it"
     )
 
 
@@ -349,83 +356,13 @@ def _copy(module: nn.Module, copier: Copier, trainer: Any) -> nn.Module:
         for name in hung:
             if (thing := vars(original).get(name)) is not None:
                 vars(child)[name] = thing  # their __getstate__ leaves it out
-        if (kind := _lightning_kind(child)) is not None:
-            if trainer is not None and isinstance(original, type(module)) and original is module:
+        if (kind := lightning_kind(child)) is not None:
+            if trainer is not None and original is module:
                 vars(child)["_trainer"] = trainer
-            _mute(child, kind, copier)
+            mute(child, kind, copier)
         if isinstance(child, nn.RNNBase) and any(p.is_cuda for p in child.parameters()):
             child.flatten_parameters()  # or cuDNN warns at each pass
     return copy
-
-
-def _lightning_kind(module: nn.Module) -> type | None:
-    """Return Lightning's class that a module is derived from, of either package, without importing any."""
-    for kind in type(module).__mro__:
-        if kind.__name__ == "LightningModule" and kind.__module__.startswith(
-            ("lightning.", "pytorch_lightning.")
-        ):
-            return kind
-    return None
-
-
-class _Muted:
-    """What a copied LightningModule says reaches nobody, and optimizers that it steps are copies.
-
-    Stands before the module's class, so that the user's ``__init_subclass__`` (a registry, say) is not told.
-    """
-
-    __slots__ = ()
-    _apart_copier: Copier
-    _apart_loggers: type
-
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        """Tell nobody."""
-
-    def log(self, *args: Any, **kwargs: Any) -> None:
-        """Log nothing."""
-
-    log_dict = print = toggle_optimizer = untoggle_optimizer = log
-
-    def manual_backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
-        """Run backward, without the trainer's hooks."""
-        loss.backward(*args, **kwargs)
-
-    @property
-    def loggers(self) -> list[Any]:
-        """Loggers that drop everything, as many as the trainer has."""
-        loud = getattr(vars(self).get("_fabric") or vars(self).get("_trainer"), "loggers", None) or []
-        return [self._apart_loggers() for _ in loud]
-
-    @property
-    def logger(self) -> Any:
-        """The first of :attr:`loggers`, or None."""
-        return next(iter(self.loggers), None)
-
-    def optimizers(self, use_pl_optimizer: bool = True) -> Any:
-        """Return copies of the optimizers, of the copied parameters."""
-        optimizers = [self._apart_copier(each) for each in vars(self)["_trainer"].optimizers]
-        return optimizers[0] if len(optimizers) == 1 else optimizers
-
-    def lr_schedulers(self) -> Any:
-        """Return copies of the schedulers, of the copied optimizers."""
-        configs = vars(self)["_trainer"].lr_scheduler_configs
-        schedulers = [self._apart_copier(config.scheduler) for config in configs]
-        return (schedulers[0] if len(schedulers) == 1 else schedulers) or None
-
-
-def _mute(module: nn.Module, kind: type, copier: Copier) -> None:
-    package = kind.__module__.partition(".core")[0]
-    own = type(module)
-    space = {
-        "__module__": own.__module__,
-        "__qualname__": own.__qualname__,
-        "_apart_copier": copier,
-        "_apart_loggers": importlib.import_module(f"{package}.loggers.logger").DummyLogger,
-    }
-    meta = type(own)
-    make = meta if meta in (type, ABCMeta) else type.__new__  # a metaclass of the user's is not told either
-    arguments = (own.__name__, (_Muted, own), space)
-    module.__class__ = make(*arguments) if make is meta else make(meta, *arguments)
 
 
 def _let_go(copy: nn.Module, copier: Copier) -> None:
@@ -470,101 +407,3 @@ def _refuse_sharded(module: nn.Module) -> None:
             f"{type(module).__name__} can't be run apart from itself: its parameters are sharded over ranks "
             f"({sharded}), and a copy holds only this rank's"
         )
-
-
-@contextlib.contextmanager
-def _random_states(module: nn.Module, seed: int | None) -> Iterator[None]:
-    """Put the random states back on leaving, and seed them before; those of other devices are not touched."""
-    devices = {tensor.device for tensor in (*module.parameters(), *module.buffers())}
-    generators = [torch.default_generator]
-    for device in devices:
-        known = getattr(getattr(torch, device.type, None), "default_generators", ())
-        if known:
-            generators.append(known[device.index or 0])
-    with ExitStack() as stack:
-        for generator in generators:
-            stack.callback(generator.set_state, generator.get_state())
-            if seed is not None:
-                generator.manual_seed(seed)
-        stack.callback(random.setstate, random.getstate())
-        if seed is not None:
-            random.seed(seed)
-        if (numpy := sys.modules.get("numpy")) is not None:
-            stack.callback(numpy.random.set_state, numpy.random.get_state())  # noqa: NPY002
-            if seed is not None:
-                numpy.random.seed(seed % 2**32)  # noqa: NPY002
-        yield
-
-
-@contextlib.contextmanager
-def _settings(trainer: Any) -> Iterator[None]:
-    """Put back what a training step may set on its trainer: optimizers' settings, the wish to stop."""
-    if trainer is None:
-        yield
-        return
-    kept: list[tuple[dict[str, Any], dict[str, Any], dict[str, Tensor]]] = []
-    for optimizer in getattr(trainer, "optimizers", None) or ():
-        for group in optimizer.param_groups:
-            numbers = {key: value.clone() for key, value in group.items() if isinstance(value, Tensor)}
-            kept.append((group, dict(group), numbers))
-    stop = getattr(trainer, "should_stop", None)
-    try:
-        yield
-    finally:
-        for group, settings, numbers in kept:
-            group.clear()
-            group.update(settings)
-            for key, value in numbers.items():
-                if not torch.equal(group[key], value):
-                    group[key].copy_(value)
-        if stop is not None and trainer.should_stop is not stop:
-            trainer.should_stop = stop
-
-
-@contextlib.contextmanager
-def _class_counters(modules: list[nn.Module]) -> Iterator[None]:
-    """Put back numbers, strings and None that are attributes of the modules' own classes."""
-    kept = [
-        (kind, name, value)
-        for kind in {kind for module in modules for kind in own_classes(module)}
-        for name, value in vars(kind).items()
-        if not name.startswith("__") and isinstance(value, int | float | complex | str | tuple | None)
-    ]
-    try:
-        yield
-    finally:
-        for kind, name, value in kept:
-            if vars(kind).get(name) is not value:
-                setattr(kind, name, value)
-
-
-class _ProcessWide:
-    """A setting of the whole process: on while any thread needs it, then as it was.
-
-    Contexts that overlap between threads would else restore each other's setting.
-    """
-
-    def __init__(self, make: Callable[[], AbstractContextManager[Any]]) -> None:
-        self._make, self._lock, self._users = make, threading.Lock(), 0
-        self._context: AbstractContextManager[Any] = nullcontext()
-
-    @contextlib.contextmanager
-    def on(self) -> Iterator[None]:
-        """Have the setting on inside."""
-        with self._lock:
-            if self._users == 0:
-                self._context = self._make()
-                self._context.__enter__()
-            self._users += 1
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._users -= 1
-                if self._users == 0:
-                    self._context.__exit__(None, None, None)
-
-
-_EAGER = _ProcessWide(lambda: torch.compiler.set_stance("force_eager"))
-_PLAIN_ATTENTION = _ProcessWide(lambda: sdpa_kernel(SDPBackend.MATH))
-_PLAIN_RECURRENCE = _ProcessWide(lambda: torch.backends.cudnn.flags(enabled=False))
