@@ -1,0 +1,1 @@
+"""What a live fit needs, each deed once: the sandbox, batches, and what is measured by training a copy."""
