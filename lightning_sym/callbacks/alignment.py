@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 from typing_extensions import override
 
 from lightning_sym.callbacks.base import Monitor
+from lightning_sym.engine.schedule import Schedule
 from lightning_sym.functional.alignment import (
     PAHExponent,
     pah_exponent,
     pah_phase,
-    side_alignments,
+    split_side_alignments,
 )
-from lightning_sym.observe.moments import Moments
-from lightning_sym.observe.observation import LayerObservation, Observation
-from lightning_sym.observe.reading import Reading
-from lightning_sym.observe.schedule import Schedule
-from lightning_sym.observe.wants import Wants
+from lightning_sym.observe import Observation, Reading, SecondMoments, Weight
+from lightning_sym.observe.observation import LayerObservation
+from lightning_sym.observe.statistics import SampleMoments
+
+_WEIGHT = Weight()
+_STREAMS = {"in": ("inputs", "input_gradients"), "out": ("outputs", "output_gradients")}
 
 
 class AlignmentMonitor(Monitor):
@@ -33,13 +35,16 @@ class AlignmentMonitor(Monitor):
     Logs:
         ``alignment/<layer>/in/rga``, ``rwa``, ``gwa`` and ``alignment/<layer>/out/...``: Pearson
             correlation over matrix entries of representation and gradient (rga), representation and
-            weight (rwa), gradient and weight (gwa), in [-1, 1]. A layer fed by raw data aligns
-            little on its input side by construction.
+            weight (rwa), gradient and weight (gwa), from two halves of the samples, so that their number
+            does not bias it; in [-1, 1] up to noise. A layer fed by raw data aligns little on its
+            input side by construction.
         ``alignment/<layer>/in/null``, ``.../out/null``: the mean of the same three over random
             rotations of the second matrix of each: what chance gives at these spectra
             (:func:`~lightning_sym.functional.alignment.expected_alignment`).
         ``alignment/<layer>/nonfinite``: share of samples with a NaN or Inf; only when there are any.
         ``alignment/mean``, ``alignment/null``: means over layers, sides and relations.
+        ``alignment/samples``: the least number of samples that a layer was read on. It is noise that
+            falls with it, not bias; that of the exponents does have a bias.
     and with ``exponents``, on raw second moments, for sides no wider than the observation's cap:
         ``alignment/<layer>/<side>/<relation>_exponent``: power p of the first matrix in the second,
             in the second's eigenbasis; with ``_low``, ``_high`` (95 %), ``_r2``, ``_directions``,
@@ -57,6 +62,7 @@ class AlignmentMonitor(Monitor):
             paper's experiments; ``"raw"``: second moments, as in its theory.
         null: log the null level.
         exponents: log the PAH exponents.
+        name: first part of its keys instead of ``alignment``.
         strict: raise what goes wrong in here instead of warning once and going on.
 
     Raises:
@@ -74,83 +80,102 @@ class AlignmentMonitor(Monitor):
         moments: Literal["normalized", "raw"] = "normalized",
         null: bool = True,
         exponents: bool = False,
+        name: str | None = None,
         strict: bool = False,
     ) -> None:
-        super().__init__(every_n_steps=every_n_steps, layers=layers, max_layers=max_layers, strict=strict)
+        super().__init__(
+            every_n_steps=every_n_steps, layers=layers, max_layers=max_layers, name=name, strict=strict
+        )
         if moments not in ("normalized", "raw"):
             raise ValueError(f"moments must be 'normalized' or 'raw', got {moments!r}")
-        self.moments = moments
-        self.null = null
-        self.exponents = exponents
-        form = Moments.NORMALIZED if moments == "normalized" else Moments.SECOND
-        if exponents:
-            form |= Moments.SECOND
-        self.wants = Wants(inputs=form, outputs=form, input_gradients=form, output_gradients=form)
+        self.moments, self.null, self.exponents = moments, null, exponents
+        sides = [side for pair in _STREAMS.values() for side in pair]
+        self._read_of = {side: SecondMoments(side, normalized=moments == "normalized") for side in sides}  # type: ignore[arg-type]
+        self._raw_of = {side: SecondMoments(side) for side in sides}  # type: ignore[arg-type]
+        self.needs = (_WEIGHT, *self._read_of.values(), *(self._raw_of.values() if exponents else ()))
+
+    @override
+    def settings(self) -> dict[str, Any]:
+        return {**super().settings(), "moments": self.moments}
 
     @override
     def read(self, seen: Observation) -> Iterator[Reading]:
         levels: list[float] = []
         nulls: list[float] = []
+        counts: list[int] = []
         for layer in seen.layers:
-            prefix = f"alignment/{layer.name}"
             for side in ("in", "out"):
-                found, chance = side_alignments(self._matrices(layer, side))
+                matrices, n = self._halves(layer, side)
+                counts += [n] if n else []
+                found, chance = split_side_alignments(matrices)
                 for relation, value in found.items():
                     if value.isfinite():
                         levels.append(float(value))
-                        yield Reading(f"{prefix}/{side}/{relation}", value)
+                        yield Reading(layer.name, f"{side}/{relation}", value)
                 by_chance = [float(value) for value in chance.values() if value.isfinite()]
                 if self.null and by_chance:
                     nulls += by_chance
-                    yield Reading(f"{prefix}/{side}/null", sum(by_chance) / len(by_chance))
-            if layer.nonfinite:
-                yield Reading(f"{prefix}/nonfinite", layer.nonfinite)
+                    yield Reading(layer.name, f"{side}/null", sum(by_chance) / len(by_chance))
+            if nonfinite := self._nonfinite(layer):
+                yield Reading(layer.name, "nonfinite", nonfinite)
             if self.exponents:
                 yield from self._read_exponents(layer)
         if levels:
-            yield Reading("alignment/mean", sum(levels) / len(levels))
+            yield Reading("", "mean", sum(levels) / len(levels))
+            yield Reading("", "samples", float(min(counts)))
         if nulls:
-            yield Reading("alignment/null", sum(nulls) / len(nulls))
+            yield Reading("", "null", sum(nulls) / len(nulls))
 
-    def _matrices(self, layer: LayerObservation, side: str, *, raw: bool = False) -> dict[str, Tensor]:
-        """Return H, G and Z of one side, as far as they were seen."""
-        streams = {
-            "h": layer.inputs if side == "in" else layer.outputs,
-            "g": layer.input_gradients if side == "in" else layer.output_gradients,
-        }
-        raw = raw or self.moments == "raw"
-        matrices = {
-            name: stream.second() if raw else stream.covariance(Moments.NORMALIZED)
-            for name, stream in streams.items()
-            if stream is not None and stream.n > 0
-        }
-        if matrices and layer.layer.has_input:  # an embedding's rows are looked up, not multiplied
-            matrices["z"] = layer.gram(side)
-        return matrices
+    def _halves(
+        self, layer: LayerObservation, side: str
+    ) -> tuple[dict[str, Tensor | tuple[Tensor, Tensor]], int]:
+        """Return H, G (of each half) and Z of one side, as far as they were seen, and the least samples."""
+        matrices: dict[str, Tensor | tuple[Tensor, Tensor]] = {}
+        counts = []
+        keep: Tensor | None = None
+        for letter, name in zip("hg", _STREAMS[side], strict=True):
+            stream: SampleMoments | None = layer.get(self._read_of[name])
+            if stream is None or stream.n < 2:
+                continue
+            keep = stream.keep
+            counts.append(stream.n)
+            raw = self.moments == "raw"
+            matrices[letter] = stream.second_halves if raw else stream.covariance_halves
+        weight = layer.get(_WEIGHT)
+        if matrices and weight is not None and layer.layer.has_input:  # an embedding's rows are looked up
+            matrices["z"] = weight.gram(side, keep)
+        return matrices, min(counts, default=0)
+
+    def _nonfinite(self, layer: LayerObservation) -> float:
+        streams = [layer.get(statistic) for statistic in self._read_of.values()]
+        return max((stream.nonfinite for stream in streams if stream is not None), default=0.0)
 
     def _read_exponents(self, layer: LayerObservation) -> Iterator[Reading]:
-        prefix = f"alignment/{layer.name}"
         fits: dict[str, PAHExponent] = {}
-        for side in ("in", "out"):
-            stream = layer.inputs if side == "in" else layer.outputs
-            if stream is None or stream.keep is not None:
+        weight = layer.get(_WEIGHT)
+        for side, names in _STREAMS.items():
+            streams = [layer.get(self._raw_of[name]) for name in names]
+            found = [s for s in streams if s is not None and s.n > 0]
+            if not found or any(s.keep is not None for s in found):
                 continue  # a principal submatrix has other eigenvectors
-            matrices = self._matrices(layer, side, raw=True)
+            matrices = {k: s.second for k, s in zip("hg", streams, strict=True) if s is not None and s.n > 0}
+            if weight is not None and layer.layer.has_input:
+                matrices["z"] = weight.gram(side, None)
             for relation, a, b in (("rga", "h", "g"), ("rwa", "h", "z"), ("gwa", "g", "z")):
                 if a not in matrices or b not in matrices:
                     continue
                 fit = fits[f"{side}/{relation}"] = pah_exponent(matrices[a], matrices[b])
-                name = f"{prefix}/{side}/{relation}_exponent"
+                name = f"{side}/{relation}_exponent"
                 if math.isfinite(fit.exponent):
-                    yield Reading(name, fit.exponent)
+                    yield Reading(layer.name, name, fit.exponent)
                     for what in ("low", "high", "r2", "off_diagonal", "decades"):
                         if math.isfinite(value := getattr(fit, what)):
-                            yield Reading(f"{name}_{what}", value)
-                    yield Reading(f"{name}_directions", float(fit.count))
-        names = {"h_a": "in/rwa", "h_b": "out/rwa", "g_b": "out/gwa", "g_a": "in/gwa"}
-        if all(key in fits for key in names.values()):
-            exponents = {letter: float(fits[key].exponent) for letter, key in names.items()}
+                            yield Reading(layer.name, f"{name}_{what}", value)
+                    yield Reading(layer.name, f"{name}_directions", float(fit.count))
+        names_of = {"h_a": "in/rwa", "h_b": "out/rwa", "g_b": "out/gwa", "g_a": "in/gwa"}
+        if all(key in fits for key in names_of.values()):
+            exponents = {letter: float(fits[key].exponent) for letter, key in names_of.items()}
             phase = pah_phase(**exponents, decades=float(fits["in/gwa"].decades))
             if math.isfinite(phase.distance):
-                yield Reading(f"{prefix}/phase_distance", phase.distance)
-                yield Reading(f"{prefix}/phase", phase.name)
+                yield Reading(layer.name, "phase_distance", phase.distance)
+                yield Reading(layer.name, "phase", phase.name)

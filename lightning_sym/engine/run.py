@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -88,6 +89,26 @@ class Run:
         found = returned.get("loss") if isinstance(returned, Mapping) else returned
         if isinstance(found, Tensor) and found.numel() == 1:
             self._returned = found.detach()  # of an optimizer with several evaluations, the last
+
+    def function(self, how: str | Callable[..., Any]) -> Callable[..., Any]:
+        """Return what a monitor calls: a method of the module by name, or a function of (module, input).
+
+        Raises:
+            TypeError: if the module has no such method.
+        """
+        if not isinstance(how, str):
+            return partial(how, self.module)
+        found = getattr(self.module, how, None)
+        if not callable(found):
+            raise TypeError(
+                f"{how!r} is not a method of {type(self.module).__name__}; pass the name of one, or a function "
+                "of the module and its input"
+            )
+        return found
+
+    def mean(self, value: float) -> float:
+        """Return the mean of a number over ranks."""
+        return float(self.ranks.total(torch.tensor(value, dtype=torch.float64))) / self.ranks.size
 
     def end_batch(self) -> None:
         """End a micro-batch of the step."""

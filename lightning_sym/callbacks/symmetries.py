@@ -1,0 +1,45 @@
+"""The symmetries of the module in training: found on a copy, the same on every rank."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+from lightning_sym.engine.batch import Locator, first_samples, locate
+from lightning_sym.engine.run import Run
+from lightning_sym.symmetry import Symmetries, find_symmetries
+
+#: Samples the search runs on: a trial costs two passes in float64, whatever the batch.
+SAMPLES = 16
+
+
+def symmetries_of(
+    run: Run, *, inputs: Locator, forward: str | Callable[..., Any] = "forward", **options: Any
+) -> Symmetries:
+    """Return the module's symmetries, bound to it and so read as it is by then.
+
+    They are searched for on the first samples of the batch. Ranks see other samples; what rank 0 finds
+    holds on all of them.
+
+    Args:
+        run: the fit.
+        inputs: where the module's input is in the batch.
+        forward: what is called on it.
+        options: keywords of :func:`~lightning_sym.symmetry.find_symmetries`.
+    """
+
+    def search() -> Symmetries:
+        arguments = first_samples(locate(run.batch, inputs, run.function(forward)), SAMPLES)
+        with run.sandbox.open() as apart:
+            module = apart.module
+            if forward != "forward":  # the copy is ours to change
+                module.forward = getattr(module, forward) if isinstance(forward, str) else partial(forward, module)
+            found = find_symmetries(module, *arguments.args, example_kwargs=arguments.kwargs, **options)
+        unbound = [replace(symmetry, module=None) for symmetry in found]
+        return Symmetries(unbound, untraced=found.untraced, refuted=found.refuted)
+
+    alike = run.ranks.broadcast(run.ranks.attempt(search))
+    bound = [symmetry.bind(run.module) for symmetry in alike]
+    return Symmetries(bound, untraced=alike.untraced, refuted=alike.refuted)
