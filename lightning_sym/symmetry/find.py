@@ -15,10 +15,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_flatten, tree_map
 
 from lightning_sym._names import clean_name
-from lightning_sym.symmetry._rules import Rules
 from lightning_sym.symmetry._solve import Candidate, Solver, touched
 from lightning_sym.symmetry._trace import InDouble, plain_attention, tensors_of, trace
 from lightning_sym.symmetry.kinds import KINDS, Permutation, SignFlip
+from lightning_sym.symmetry.rules import write_equations
 from lightning_sym.symmetry.symmetry import Action, Symmetry, generator, named_tensors
 
 TOLERANCE = 1e-8
@@ -111,8 +111,7 @@ def find_symmetries(
             frozen = {name for name, p in module.named_parameters() if not p.requires_grad}
             frozen = {clean_name(name) for name in frozen}
             fixed |= {name for name in traced.named if clean_name(name) in frozen}
-        rules = Rules(traced, fixed=frozenset(fixed))
-        rules.run()
+        rules = write_equations(traced, fixed=frozenset(fixed))
         solver = Solver(rules)
         trial = _Trial(inner, inputs, tolerance=tolerance, seed=seed, loss=None, home=home)
         candidates = [c for c in solver.candidates() if c.symmetry.kind in wanted]
