@@ -12,9 +12,9 @@ from fractions import Fraction
 import torch
 
 from lightning_sym.symmetry._legs import Chain, Dim, Leg, Mismatch, align, chains_of
-from lightning_sym.symmetry._rules import Event, Rules
 from lightning_sym.symmetry._trace import Ref
 from lightning_sym.symmetry.kinds import Permutation, Rescaling, Rotation, Scale, SignFlip, Translation
+from lightning_sym.symmetry.rules import Equations, Event
 from lightning_sym.symmetry.symmetry import Action, Symmetry
 
 Number = int | float | Fraction
@@ -148,7 +148,7 @@ class Place:
 class Solver:
     """Settles what the rules wrote down."""
 
-    def __init__(self, rules: Rules) -> None:
+    def __init__(self, rules: Equations) -> None:
         self.rules = rules
         self.sizes: dict[int, int] = {}
         self.perm, self.mix = Classes(), Classes()

@@ -18,9 +18,7 @@ autograd graphs, know groups of channels to remove, but neither signs, factors n
 
 from __future__ import annotations
 
-import contextlib
 import math
-from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +27,10 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
 from torch.utils.weak import WeakTensorKeyDictionary
+
+from lightning_sym.symmetry._copies import Copied
+from lightning_sym.symmetry._example import Example, tensors_of
+from lightning_sym.symmetry._precision import run_in_double
 
 
 @dataclass(frozen=True)
@@ -82,47 +84,32 @@ class Trace:
     Args:
         steps: the operations in order.
         named: refs of parameters, and of buffers, by name.
-        inputs: refs of the model's inputs.
         outputs: refs of what it returned.
         constants: what tensors that depend on neither parameters nor inputs look like, by number.
         live: numbers of the tensors that depend on a parameter.
-        result: the output tensors themselves.
+        missed: what could not be followed, in words.
     """
 
     steps: list[Step]
     named: dict[str, Ref]
-    inputs: list[Ref]
     outputs: list[Ref]
     constants: dict[int, Constant]
     live: set[int]
-    result: list[Tensor]
+    missed: tuple[str, ...] = ()
 
 
-class InDouble(TorchDispatchMode):
-    """Runs what asks for less than double precision in double precision.
-
-    A module that computes its norms in float32, as language models do, would otherwise add float32's
-    rounding to a proof in float64.
-    """
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        return func(*args, **_doubled(kwargs or {}))
-
-
-def _doubled(kwargs: dict[str, Any]) -> dict[str, Any]:
-    low = (torch.float32, torch.float16, torch.bfloat16)
-    return {**kwargs, "dtype": torch.float64} if kwargs.get("dtype") in low else kwargs
+class Captured(Exception):  # noqa: N818 - it is caught, never shown
+    """The copy of a module came upon a tensor of the module that it is a copy of."""
 
 
 class _Recorder(TorchDispatchMode):
-    def __init__(self) -> None:
+    def __init__(self, copied: Copied) -> None:
         super().__init__()
+        self.copied = copied
+        self.missed: dict[str, None] = {}
         self.refs = WeakTensorKeyDictionary()
         self.steps: list[Step] = []
         self.constants: dict[int, Constant] = {}
-        self.stack: list[str] = []
         self.live: set[int] = set()
         self.data: set[int] = set()
         self.count = 0
@@ -138,9 +125,22 @@ class _Recorder(TorchDispatchMode):
             return leaf
         known = self.refs.get(leaf)
         if known is None or known.shape != tuple(leaf.shape):
+            if id(leaf) in self.copied.foreign:
+                raise Captured
             known = self.fresh(leaf)
-            self.constants[known.number] = _constant(leaf)
+            if isinstance(leaf, nn.Parameter):  # it may be trained, whatever it looks like now
+                self.data.add(known.number)
+                self.missed[
+                    f"a parameter{self.place} is not registered in the module: it is held in place"
+                ] = None
+            else:
+                self.constants[known.number] = _constant(leaf)
         return known
+
+    @property
+    def place(self) -> str:
+        """Where the forward pass is, in words."""
+        return f" in {self.copied.where[-1]}" if self.copied.where and self.copied.where[-1] else ""
 
     def made(self, tensor: Tensor, live: bool, data: bool) -> Ref:
         ref = self.fresh(tensor)
@@ -155,14 +155,18 @@ class _Recorder(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        kwargs = _doubled(kwargs or {})
+        kwargs = kwargs or {}
         seen = tree_map(self.ref, (args, kwargs))
-        out = func(*args, **kwargs)
+        out, lower = run_in_double(func, args, kwargs)
+        if lower is not None:
+            name = str(func).split(".")[1]
+            kind = str(lower).removeprefix("torch.")
+            self.missed[f"{name}{self.place}: computed in {kind}, it can't be in float64"] = None
         # What is written in place is a new tensor of the trace, under the old object.
         before = {leaf.number for leaf in tree_flatten(seen)[0] if isinstance(leaf, Ref)}
         live, data = bool(before & self.live), bool(before & self.data)
         made = tree_map(lambda leaf: self.made(leaf, live, data) if isinstance(leaf, Tensor) else leaf, out)
-        where = self.stack[-1] if self.stack else ""
+        where = self.copied.where[-1] if self.copied.where else ""
         self.steps.append(Step(str(func), seen[0], seen[1], made, where))
         return out
 
@@ -174,54 +178,14 @@ def _constant(tensor: Tensor) -> Constant:
     return Constant(same, bool((tensor == 0).all()), float(tensor.double().abs().max()))
 
 
-def tensors_of(tree: Any) -> list[Tensor]:
-    """Return the tensors in nested containers; objects with attributes (model outputs) are opened."""
-    found: list[Tensor] = []
-    for leaf in tree_flatten(tree)[0]:
-        if isinstance(leaf, Tensor):
-            found.append(leaf)
-        elif isinstance(leaf, Mapping):
-            found += tensors_of(dict(leaf))
-        elif hasattr(leaf, "__dict__") and not isinstance(leaf, type | nn.Module):
-            found += tensors_of(dict(vars(leaf)))
-    return found
+def trace(copied: Copied, example: Example) -> Trace:
+    """Run the copy of a module once without gradients and write down what happened.
 
-
-@contextlib.contextmanager
-def _following(module: nn.Module, recorder: _Recorder) -> Iterator[None]:
-    def enter(name: str) -> Callable[..., None]:
-        return lambda *_: recorder.stack.append(name)
-
-    def leave(*_: Any) -> None:
-        recorder.stack.pop()
-
-    handles = []
-    for name, child in module.named_modules():
-        handles += [
-            child.register_forward_pre_hook(enter(name)),
-            child.register_forward_hook(leave, always_call=True),
-        ]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-@contextlib.contextmanager
-def plain_attention() -> Iterator[None]:
-    """Switch the fused inference path of torch's transformer layers off; it hides what is inside."""
-    before = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(before)
-
-
-def trace(module: nn.Module, inputs: tuple[Any, ...]) -> Trace:
-    """Run ``module(*inputs)`` once without gradients and write down what happened."""
-    recorder = _Recorder()
+    Raises:
+        Captured: if it comes upon a tensor of the module that it is a copy of.
+    """
+    recorder = _Recorder(copied)
+    module, example = copied.module, example.fresh()
     named: dict[str, Ref] = {}
     for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
         named[name] = recorder.fresh(tensor)
@@ -229,9 +193,9 @@ def trace(module: nn.Module, inputs: tuple[Any, ...]) -> Trace:
             recorder.live.add(named[name].number)
         else:
             recorder.constants[named[name].number] = _constant(tensor)
-    given = [recorder.fresh(tensor) for tensor in tensors_of(inputs)]
+    given = [recorder.fresh(tensor) for tensor in example.tensors]
     recorder.data.update(ref.number for ref in given)
-    with torch.no_grad(), plain_attention(), _following(module, recorder), recorder:
-        result = tensors_of(module(*inputs))
+    with torch.no_grad(), recorder:
+        result = tensors_of(module(*example.args, **example.kwargs))
     outputs = [recorder.ref(tensor) for tensor in result]
-    return Trace(recorder.steps, named, given, outputs, recorder.constants, recorder.live, result)
+    return Trace(recorder.steps, named, outputs, recorder.constants, recorder.live, tuple(recorder.missed))
