@@ -7,26 +7,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_sym.callbacks._symmetries import symmetries_of
-from lightning_sym.callbacks.base import Monitor, undisturbed
-from lightning_sym.callbacks.trainability import Locator
+from lightning_sym.callbacks.base import Monitor, at_least
+from lightning_sym.callbacks.symmetries import symmetries_of
+from lightning_sym.engine.batch import Locator
+from lightning_sym.engine.run import Run
+from lightning_sym.engine.schedule import Schedule
+from lightning_sym.observe import GradientNoise, Observation, Reading
 from lightning_sym.observe.gains import gains
-from lightning_sym.observe.gradient_noise import GradientNoise
 from lightning_sym.observe.layers import Layer, choose_layers, evenly, watchable_layers
-from lightning_sym.observe.observation import Observation
-from lightning_sym.observe.observer import Observer
-from lightning_sym.observe.reading import Reading
-from lightning_sym.observe.schedule import Schedule
-from lightning_sym.observe.wants import Wants
+from lightning_sym.observe.statistics import NoiseMoments
 from lightning_sym.optim.syre import attached
 from lightning_sym.symmetry import Action, Symmetry
 from lightning_sym.symmetry.noether import (
@@ -62,7 +58,7 @@ class BalanceMonitor(Monitor):
     samples are independent, and add up to what its gradient did; only the first is called predicted.
 
     Logs, for every rescaling and rotation, under the layer that makes the units (a rescaling that a
-    rotation of the same tensors contains is left out; a second one of a layer is ``rescaling2``):
+    rotation of the same tensors contains is left out; a second one of a layer is ``rescaling_2``):
         ``balance/<layer>/<kind>/charge``: sum over units (trace) after the step.
         ``balance/<layer>/<kind>/imbalance``: norm of the charges over that of both sides' sum, in [0, 1];
             0: balanced weights; NaN if all are zero.
@@ -94,8 +90,8 @@ class BalanceMonitor(Monitor):
     second order counts as unexplained. For other optimizers ``unpredicted`` says why there is no prediction.
 
     Noise is read from weights and biases of watchable layers and normalisations. A side that an embedding, a
-    tied weight or another parameter takes part in has none, nor has a layer without ``gradient_noise``
-    (:class:`~lightning_sym.observe.gradient_noise.NoiseSums`), or a step of one sample. Of a rotation of one
+    tied weight or another parameter takes part in has none, nor has a layer without
+    :class:`~lightning_sym.observe.statistics.GradientNoise`, or a step of one sample. Of a rotation of one
     unit or more than 512 only the rescalings are read. With batch normalisation in training mode noise is
     approximate, since samples depend on each other.
 
@@ -104,11 +100,14 @@ class BalanceMonitor(Monitor):
         layers: a glob, or a list of globs, on names of layers that make units; ``None``: all,
             at most ``max_layers``.
         max_layers: how many of them to watch when ``layers`` is ``None``, evenly spread.
-        inputs: where the module's input is in a batch: an index, a key or a function. On it the
-            symmetries are found, at the first due step (seconds for a large network, on a copy).
+        inputs: where the module's input is in a batch: an index, a key or a function; ``None``: what its
+            ``forward`` names, or the first entry. On it the symmetries are found, at the first due step
+            (seconds for a large network, on a copy).
+        forward: what is called on it: a method of the module, or a function of (module, input).
         population: number of samples that batches are drawn from without replacement, where it is
             not large: noise is smaller by the factor 1 - S / population. ``None``: always fresh samples.
         details: log more of each symmetry, see above.
+        name: first part of its keys instead of ``balance``.
         strict: raise what goes wrong in here instead of warning once and going on.
 
     Attributes:
@@ -120,7 +119,8 @@ class BalanceMonitor(Monitor):
     """
 
     quantity: ClassVar[str] = "balance"
-    wants = Wants(gradient_noise=True)
+    needs = (GradientNoise(),)
+    runs_module = True
 
     def __init__(
         self,
@@ -128,124 +128,99 @@ class BalanceMonitor(Monitor):
         every_n_steps: int | Schedule = 100,
         layers: str | list[str] | None = None,
         max_layers: int = 12,
-        inputs: Locator = 0,
+        inputs: Locator = None,
+        forward: str | Callable[..., Any] = "forward",
         population: int | None = None,
         details: bool = False,
+        name: str | None = None,
         strict: bool = False,
     ) -> None:
-        super().__init__(every_n_steps=every_n_steps, layers=layers, max_layers=max_layers, strict=strict)
-        if population is not None and population < 2:
-            raise ValueError(f"population must be at least 2 or None, got {population}")
-        self.inputs, self.population, self.details = inputs, population, details
+        super().__init__(
+            every_n_steps=every_n_steps, layers=layers, max_layers=max_layers, name=name, strict=strict
+        )
+        at_least("population", population, 2)
+        self.inputs, self.forward = inputs, forward
+        self.population, self.details = population, details
         self.unpredicted = ""
         self.unread: dict[str, str] = {}
-        self._told = ""
+        self.end_run()
+
+    @override
+    def end_run(self) -> None:
         self._tracks: list[_Track] | None = None
         self._places: dict[str, list[_Place]] = {}
         self._rates: dict[str, _Rate] = {}
-        self._marks: dict[str, list[float]] = {}  # by track: charge and law at the last reading
-        self._marked = 0
+        self._told = ""
 
     @override
-    def state_dict(self) -> dict[str, Any]:
-        marks = {key: list(mark) for key, mark in self._marks.items()}
-        return {**super().state_dict(), "marks": marks, "marked": self._marked}
-
-    @override
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        super().load_state_dict(state_dict)
-        self._marks = {key: list(mark) for key, mark in state_dict["marks"].items()}
-        self._marked = int(state_dict["marked"])
-
-    @override
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        super().on_fit_start(trainer, pl_module)
-        self._tracks = None  # a fit that ended in an exception left its own
-
-    @override
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.global_step < self._last:
-            self._marks, self._marked = {}, 0
-        super().on_train_start(trainer, pl_module)
-
-    @override
-    def prepare(self, trainer: Trainer, pl_module: LightningModule, batch: Any) -> None:
+    def prepare(self, seen: Observation) -> None:
         if self._tracks is None:
             self._tracks = []
-            with self.guard(trainer, "the search for symmetries"), undisturbed(pl_module):
-                self._find(trainer, pl_module, batch)
-        with self.guard(trainer, "the charges before the step"):
-            for track in self._tracks:
-                track.own = track.read_own()
+            self._find(seen)
+        for track in self._tracks:
+            track.own = track.read_own()
 
-    @override
-    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
-        super().on_before_optimizer_step(trainer, pl_module, optimizer)
-        if any(track.own for track in self._tracks or []):
-            with self.guard(trainer, "the optimizer's rates"):
-                self.unpredicted, self._rates = _sgd_rates(trainer, pl_module)
-
-    @override
-    def take(self, trainer: Trainer, seen: Observation, *, step: int) -> None:
-        super().take(trainer, seen, step=step)
-        for track in self._tracks or []:
-            track.own = {}
-        if self.unpredicted != self._told:
-            self._told = self.unpredicted
-            if self._told:
-                rank_zero_info(f"BalanceMonitor predicts no flow: {self._told}")
-
-    @override
-    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        super().on_fit_end(trainer, pl_module)
-        self._tracks, self._places, self._rates = None, {}, {}
-
-    def _find(self, trainer: Trainer, module: LightningModule, batch: Any) -> None:
+    def _find(self, seen: Observation) -> None:
         """Find the symmetries, the same on every rank, and have their layers observed."""
+        module = seen.run.module
         kinds = ("rescaling", "rotation", "scale")
-        every = symmetries_of(trainer, module, batch, inputs=self.inputs, kinds=kinds, include_frozen=False)
+        every = symmetries_of(
+            seen.run, inputs=self.inputs, forward=self.forward, kinds=kinds, include_frozen=False
+        )
         chosen, _ = choose_layers(module, self.layers, max_layers=self.max_layers)
         names = None if self.layers is None else [layer.name for layer in chosen]
         found = [s for s in every if s.conserved and (s.kind != "rotation" or s.units in ROTATIONS)]
         found = _chosen(found, names, max_layers=self.max_layers)
-        self._tracks = _named(found)
-        self._places = _places(module)
+        self._tracks, self._places = _named(found), _places(module)
         # Only a rotation needs more than diagonals.
         turns = any(symmetry.kind == "rotation" for symmetry in found)
-        self.wants = replace(type(self).wants, max_noise_width=ROTATIONS[-1] if turns else 1)
+        self._noise = GradientNoise(max_width=ROTATIONS[-1] if turns else 1)
+        self.needs = (self._noise,)
         moved = {action.name for symmetry in found for action in symmetry.actions}
         needed = {place.layer for name in moved for place in self._places.get(name, [])}
-        Observer.of(trainer).watch(self, [layer for layer in _observable(module) if layer.name in needed])
+        seen.watch = [layer for layer in _observable(module) if layer.name in needed]
+
+    @override
+    def optimizer_stepped(self, run: Run, optimizer: Any) -> None:
+        if self._tracks:
+            self.unpredicted, self._rates = _sgd_rates(run)
 
     @override
     def read(self, seen: Observation) -> Iterator[Reading]:
-        noises = {x.name: x.gradient_noise for x in seen.every if x.gradient_noise is not None}
-        self.unread = {x.name: x.no_noise for x in seen.every if x.no_noise}
+        if self.unpredicted != self._told:
+            self._told = self.unpredicted
+            if self._told:
+                seen.run.tell(f"BalanceMonitor predicts no flow: {self._told}")
+        noises = {x.name: x.get(self._noise) for x in seen.every if x.get(self._noise) is not None}
+        self.unread = {x.name: x.reasons[self._noise] for x in seen.every if x.reasons.get(self._noise)}
+        before: dict[str, list[float]] = seen.state.get("marks", {})
+        since = seen.step - int(seen.state.get("marked", 0))
         imbalances, marks = [], {}
         for track in self._tracks or []:
-            seen.current = track.key
-            values = self._values(track, noises, seen.step)
+            seen.current = track.layer
+            values = self._values(track, noises, before.get(track.key) if since > 0 else None, since)
             marks[track.key] = [float(values["charge"]), float(values.pop("law", math.nan))]
-            yield from (Reading(f"balance/{track.key}/{what}", value) for what, value in values.items())
+            yield from (Reading(track.layer, f"{track.what}/{what}", value) for what, value in values.items())
             if "imbalance" in values:
                 imbalances.append(float(values["imbalance"]))
+            track.own = {}
         seen.current = ""
-        self._marks, self._marked = marks, seen.step
+        seen.state.update(marks=marks, marked=seen.step)
         if imbalances:
-            yield Reading("balance/imbalance", sum(imbalances) / len(imbalances))
+            yield Reading("", "imbalance", sum(imbalances) / len(imbalances))
 
     def _values(
-        self, track: _Track, noises: dict[str, GradientNoise], step: int
+        self, track: _Track, noises: dict[str, NoiseMoments], mark: list[float] | None, since: int
     ) -> dict[str, float | Tensor]:
+        """Return what is read of a symmetry; ``mark``: charge and law at the last reading."""
         own, scale = track.read_own(), track.symmetry.kind == "scale"
         norms = _known(track.form(own, incoming)), _known(track.form(own, outgoing))
         charge, before = norms[0] - norms[1], _known(track.form(track.own))
         values: dict[str, float | Tensor] = {"charge": _total(charge), "flow": _total(charge - before)}
         if not scale:
             values["imbalance"] = _ratio(float(charge.norm()), float((norms[0] + norms[1]).norm()))
-        mark = self._marks.get(track.key) if step > self._marked else None
         if mark is not None:
-            values["flow"] = (_total(charge) - mark[0]) / (step - self._marked)
+            values["flow"] = (_total(charge) - mark[0]) / since
         if self.details:
             values |= {"charges": charge, "step_flow": _total(charge - before), "norm_in": _total(norms[0])}
             values |= {} if scale else {"norm_out": _total(norms[1])}
@@ -288,7 +263,7 @@ class BalanceMonitor(Monitor):
         return _known(weighted)
 
     def _moments(
-        self, track: _Track, noises: dict[str, GradientNoise], form: Literal["covariance", "mean_square"]
+        self, track: _Track, noises: dict[str, NoiseMoments], form: Literal["covariance", "mean_square"]
     ) -> dict[Action, Tensor | None]:
         """Return noise, or the mean gradient's square, of what each action moves; None: not known."""
 
@@ -314,9 +289,15 @@ class BalanceMonitor(Monitor):
 class _Track:
     """A symmetry that is watched, under a name of its own, and its parameters' moments before the step."""
 
-    key: str
+    layer: str
+    what: str
     symmetry: Symmetry
     own: dict[Action, Tensor] = field(default_factory=dict)
+
+    @property
+    def key(self) -> str:
+        """Layer and kind."""
+        return f"{self.layer}/{self.what}"
 
     def read_own(self) -> dict[Action, Tensor]:
         """Return the moments of the parameters as they are."""
@@ -397,24 +378,25 @@ def _moved(symmetry: Symmetry) -> tuple[Any, ...]:
 
 
 def _named(symmetries: list[Symmetry]) -> list[_Track]:
-    """Give each symmetry a key: its layer and kind, numbered from the second on."""
+    """Give each symmetry its layer and kind, numbered from the second on."""
     counts: dict[str, int] = {}
     tracks = []
     for symmetry in symmetries:
         key = f"{symmetry.path}/{symmetry.kind}"
         counts[key] = counts.get(key, 0) + 1
-        tracks.append(_Track(key if counts[key] == 1 else f"{key}{counts[key]}", symmetry))
+        again = f"_{counts[key]}" if counts[key] > 1 else ""
+        tracks.append(_Track(symmetry.path, symmetry.kind + again, symmetry))
     return tracks
 
 
-def _sgd_rates(trainer: Trainer, module: LightningModule) -> tuple[str, dict[str, _Rate]]:
+def _sgd_rates(run: Run) -> tuple[str, dict[str, _Rate]]:
     """Return why there is no prediction, or each parameter's rates by its name."""
-    optimizers = trainer.optimizers
-    if not module.automatic_optimization or len(optimizers) != 1:
+    optimizers = run.optimizers
+    if not run.automatic or len(optimizers) != 1:
         return "there is not one optimizer under automatic optimization", {}
     if type(optimizers[0]) is not torch.optim.SGD:
         return f"{type(optimizers[0]).__name__} is not torch.optim.SGD", {}
-    if trainer.gradient_clip_val:
+    if run.clipped:
         return "gradients are clipped", {}
     if attached(optimizers[0]):
         return "syre changes the decay", {}
@@ -425,7 +407,7 @@ def _sgd_rates(trainer: Trainer, module: LightningModule) -> tuple[str, dict[str
         if group["maximize"]:
             return "the loss is maximized", {}
         rates |= {id(p): _Rate(rate, float(group["weight_decay"]), momentum > 0) for p in group["params"]}
-    named = named_tensors(module)
+    named = named_tensors(run.module)
     return "", {name: rates[id(tensor)] for name, tensor in named.items() if id(tensor) in rates}
 
 

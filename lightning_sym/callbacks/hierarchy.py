@@ -8,28 +8,27 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
-import torch.distributed as dist
-from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 from typing_extensions import override
 
 from lightning_sym._names import clean_name
-from lightning_sym.callbacks._quiet import gather_rows, method, quietly
-from lightning_sym.callbacks._reference import load_tensors
-from lightning_sym.callbacks.base import Monitor, undisturbed
-from lightning_sym.callbacks.trainability import Locator, detached_copy, locate
+from lightning_sym.callbacks.base import Monitor, at_least
+from lightning_sym.callbacks.reference import load_tensors
+from lightning_sym.callbacks.symmetries import symmetries_of
+from lightning_sym.engine.batch import Arguments, Locator, locate
+from lightning_sym.engine.probe import gathered
+from lightning_sym.engine.ranks import RankError
+from lightning_sym.engine.run import Run
+from lightning_sym.engine.schedule import LogSpaced, Schedule
 from lightning_sym.functional.hierarchy import Phase, depth_roles, gram_alignment, loss_phases
 from lightning_sym.functional.rank import effective_rank_from_eigenvalues
+from lightning_sym.observe import Observation, Reading, SecondMoments
 from lightning_sym.observe.layers import choose_layers, watchable_layers
 from lightning_sym.observe.likeness import layer_features
-from lightning_sym.observe.moments import Moments, accumulation_dtype
-from lightning_sym.observe.observation import Observation
-from lightning_sym.observe.reading import Reading
-from lightning_sym.observe.schedule import LogSpaced, Schedule
-from lightning_sym.observe.wants import Wants
+from lightning_sym.symmetry import breaking_distances, effective_units, narrowed
 
 if TYPE_CHECKING:
     from lightning_sym.symmetry import Symmetry
@@ -37,6 +36,7 @@ if TYPE_CHECKING:
 KINDS = ("permutation", "rescaling", "signflip", "rotation")
 ROLES = {"reduction": -1.0, "transmission": 0.0, "expansion": 1.0}
 LOG_SPACED = LogSpaced(12)
+_OUTPUTS = SecondMoments("outputs")
 _NAMED = 8  # units that an event's text names one by one
 
 
@@ -100,6 +100,7 @@ class HierarchyMonitor(Monitor):
         inputs: where the module's input is in a batch.
         forward: what to call on the probe samples: a method of the module, or a function of
             (module, inputs).
+        name: first part of its keys instead of ``hierarchy``.
         keep_distances: keep every unit's distance at every reading (4 bytes each).
         histograms: log them as histograms as well.
         picture: draw the course for loggers that take figures.
@@ -122,7 +123,8 @@ class HierarchyMonitor(Monitor):
     """
 
     quantity: ClassVar[str] = "hierarchy"
-    wants = Wants(outputs=Moments.SECOND)
+    needs = (_OUTPUTS,)
+    runs_module = True
 
     def __init__(
         self,
@@ -142,15 +144,16 @@ class HierarchyMonitor(Monitor):
         reference: str | Path | None = None,
         data: Tensor | None = None,
         samples: int = 256,
-        inputs: Locator = 0,
-        forward: str | Callable[[LightningModule, Tensor], Any] = "forward",
+        inputs: Locator = None,
+        forward: str | Callable[..., Any] = "forward",
         keep_distances: bool = True,
         histograms: bool = False,
         picture: bool = True,
+        name: str | None = None,
         strict: bool = False,
     ) -> None:
         due = LOG_SPACED if every_n_steps is None else every_n_steps
-        super().__init__(every_n_steps=due, layers=layers, max_layers=max_layers, strict=strict)
+        super().__init__(every_n_steps=due, layers=layers, max_layers=max_layers, name=name, strict=strict)
         chosen = list(KINDS) if kinds is None else list(kinds)
         if not chosen or not set(chosen) <= set(KINDS):
             raise ValueError(f"kinds must be among {list(KINDS)}, got {chosen}")
@@ -161,9 +164,8 @@ class HierarchyMonitor(Monitor):
                 "restored_below and broken_above must be in order and in [0, 1), "
                 f"got {restored_below} and {broken_above}"
             )
-        for name, value in (("max_units", max_units), ("samples", samples)):
-            if value < 2:
-                raise ValueError(f"{name} must be at least 2, got {value}")
+        at_least("max_units", max_units, 2)
+        at_least("samples", samples, 2)
         if not (flat < steep and window > 1):
             raise ValueError(
                 f"flat must be less than steep and window above 1, got {flat}, {steep} and {window}"
@@ -176,120 +178,55 @@ class HierarchyMonitor(Monitor):
         self.reference = None if reference is None else str(reference)
         self.data, self.samples, self.inputs, self.forward = data, samples, inputs, forward
         self.keep_distances, self.histograms, self.picture = keep_distances, histograms, picture
-        self.events: list[dict[str, Any]] = []
-        self.distances: list[dict[str, Any]] = []
+        self._other: dict[str, Tensor] | None = None  # the reference's tensors, until they are used
+        self.end_run()
+
+    @override
+    def end_run(self) -> None:
         self.symmetries: dict[str, Symmetry] = {}
         self._numbers: dict[str, list[int]] = {}  # of the units read, among all
-        self._begun = False
-        self._other: dict[str, Tensor] | None = None  # the reference's tensors, until they are used
-        self._losses: list[Tensor] = []  # of the batches of the step that is under way
-        self._at = -1  # the steps that had been made when it began
-        self._seen: tuple[Observation, int] | None = None
-        self._now: dict[str, Any] = {}
-        self._reset()
-
-    def _reset(self) -> None:
-        """Forget what belongs to one run."""
-        self._broken: dict[str, Tensor] = {}
-        self._course: list[list[float]] = []  # [step, loss]
-        self._read_at = 0
-        self._probe: dict[str, Any] = {}
+        self._other = None
 
     @property
-    @override
-    def state_key(self) -> str:
-        return self._generate_state_key(
-            every_n_steps=repr(self.schedule), layers=self.layers, kinds=self.kinds, reference=self.reference
-        )
+    def events(self) -> list[dict[str, Any]]:
+        """What happened in this run."""
+        return self.state.setdefault("events", [])
+
+    @property
+    def distances(self) -> list[dict[str, Any]]:
+        """Every unit's distance at every reading of this run."""
+        return self.state.setdefault("distances", [])
+
+    @property
+    def _course(self) -> list[list[float]]:
+        return self.state.setdefault("course", [])  # [step, loss]
+
+    @property
+    def _broken(self) -> dict[str, Tensor]:
+        return self.state.setdefault("broken", {})
 
     @override
-    def state_dict(self) -> dict[str, Any]:
-        return {
-            **super().state_dict(),
-            "events": [dict(event) for event in self.events],
-            "distances": [dict(row) for row in self.distances],
-            "broken": dict(self._broken),
-            "course": [list(point) for point in self._course],
-            "read_at": self._read_at,
-            "probe": dict(self._probe),
-        }
+    def settings(self) -> dict[str, Any]:
+        return {**super().settings(), "kinds": self.kinds, "reference": self.reference}
 
     @override
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        super().load_state_dict(state_dict)
-        self.events = [dict(event) for event in state_dict["events"]]
-        self.distances = [dict(row) for row in state_dict["distances"]]
-        self._broken = dict(state_dict["broken"])
-        self._course = [list(point) for point in state_dict["course"]]
-        self._read_at = int(state_dict["read_at"])
-        self._probe = dict(state_dict["probe"])
-
-    @override
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        super().on_fit_start(trainer, pl_module)
-        method(pl_module, self.forward, argument="forward")
+    def check(self, run: Run) -> None:
+        super().check(run)
+        run.function(self.forward)
         if self.reference is not None:
-            self._other = load_tensors(self.reference, pl_module)
+            self._other = load_tensors(self.reference, run.module)
 
     @override
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.global_step < self._last or trainer.global_step == 0:  # a new run, not one resumed
-            self._reset()
-        self._begun, self._losses, self._at, self._seen = False, [], -1, None
-        super().on_train_start(trainer, pl_module)
-
-    @override
-    def on_train_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
-    ) -> None:
-        if trainer.global_step != self._at:
-            self._losses, self._at = [], trainer.global_step
-        if not self._begun:
-            self._begun = True
-            with self.guard(trainer, "the search for symmetries"), undisturbed(pl_module):
-                self._find(trainer, pl_module, batch)
-                if not self._broken:
-                    self._judge(self._read_distances(), step=trainer.global_step)
-            with self.guard(trainer, "the reference"), undisturbed(pl_module):
-                if self._other is not None and not self._probe:
-                    self._look_at_reference(trainer, pl_module, batch)
-                self._other = None
-        super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
-
-    @override
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        if (value := _loss(outputs)) is not None:
-            self._losses.append(value)
-        # The first monitor's turn hands out the observation, maybe before this one knows the loss.
-        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
-        if self._seen is not None:
-            (seen, step), self._seen = self._seen, None
-            self._now = {}
-            with self.guard(trainer, "the loss"):
-                self._now["loss"] = self._mean_loss(trainer, pl_module)
-            if self.reference is not None:
-                found: dict[str, float] = {}
-                with self.guard(trainer, "the alignment with the reference"), undisturbed(pl_module):
-                    found = self._alignment(trainer, pl_module)
-                # Running statistics differ between ranks: the first one's go for all.
-                self._now["alignment"] = trainer.strategy.broadcast(found, 0)
-            super().take(trainer, seen, step=step)
-
-    @override
-    def take(self, trainer: Trainer, seen: Observation, *, step: int) -> None:
-        self._seen = (seen, step)
-
-    @override
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        super().teardown(trainer, pl_module, stage)
-        self._other, self._losses, self._seen = None, [], None
-
-    @override
-    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        super().on_fit_end(trainer, pl_module)
-        self.symmetries = {}
+    def start(self, seen: Observation) -> None:
+        run, failure = seen.run, None
+        for look in (self._find, self._look_at_reference):
+            try:
+                look(run, seen.step)
+            except RankError as error:  # known to all ranks: the other one can still be done
+                failure = failure or error
+        self._other = None
+        if failure is not None:
+            raise failure
 
     # What is read.
 
@@ -299,36 +236,42 @@ class HierarchyMonitor(Monitor):
         distances = self._read_distances()
         changes = self._judge(distances, step=seen.step)
         for where, broken_S in self._broken.items():
-            yield Reading(f"hierarchy/{where}", float(broken_S.double().mean()))
+            layer, _, what = where.rpartition("/")
+            yield Reading(layer, what, float(broken_S.double().mean()))
             if self.histograms:
-                yield Reading(f"hierarchy/{where}/distances", distances[where])
+                yield Reading(layer, f"{what}/distances", distances[where])
         for event in ("broken", "restored"):
             found = [change for change in changes if change["event"] == event]
-            yield Reading(f"hierarchy/{event}", float(sum(len(change["units"]) for change in found)))
+            yield Reading("", event, float(sum(len(change["units"]) for change in found)))
             happened += found
         yield from self._read_effective_units()
         yield from self._read_ranks(seen)
-        if alignment := self._now.get("alignment"):
+        if alignment := self._alignment(seen.run):
             for name, value in alignment.items():
-                yield Reading(f"hierarchy/{name}/alignment", value)
-            yield Reading("hierarchy/alignment", sum(alignment.values()) / len(alignment))
-        happened += self._follow(self._now.get("loss", math.nan), step=seen.step)
-        self._read_at = seen.step
-        if self._course and math.isfinite(self._course[-1][1]):
-            yield Reading("hierarchy/loss", self._course[-1][1])
+                yield Reading(name, "alignment", value)
+            yield Reading("", "alignment", sum(alignment.values()) / len(alignment))
+        happened += self._follow(self._loss(seen.run), step=seen.step)
+        self.state["read_at"] = seen.step
+        if math.isfinite(self._course[-1][1]):
+            yield Reading("", "loss", self._course[-1][1])
         if phases := self._phases():
-            yield Reading("hierarchy/phase", float(phases[-1].what == "drop"))
+            yield Reading("", "phase", float(phases[-1].what == "drop"))
         if happened:
-            yield Reading("hierarchy/events", "  \n".join(self._in_words(event) for event in happened))
+            yield Reading("", "events", "  \n".join(self._in_words(event) for event in happened))
         if self.picture:
-            yield Reading("hierarchy/course", self.figure)
+            yield Reading("", "course", self.figure)
 
-    def _find(self, trainer: Trainer, module: LightningModule, batch: Any) -> None:
+    def _loss(self, run: Run) -> float:
+        """Return the step's loss, or the metric that stands for it; NaN if there is none."""
+        if self.loss is None:
+            return run.loss()
+        found = run.metric(self.loss)
+        return math.nan if found is None else run.mean(found)
+
+    def _find(self, run: Run, step: int) -> None:
         """Find the symmetries whose units a watched layer makes; bound to the module in training."""
-        from lightning_sym.callbacks._symmetries import symmetries_of
-        from lightning_sym.symmetry import narrowed
-
-        found = symmetries_of(trainer, module, batch, inputs=self.inputs, kinds=self.kinds)
+        module = run.module
+        found = symmetries_of(run, inputs=self.inputs, forward=self.forward, kinds=self.kinds)
         chosen, _ = choose_layers(module, self.layers, max_layers=self.max_layers)
         watched = {owner for layer in chosen for owner in _owners(layer.name, layer.part)}
         makers = {owner for layer in watchable_layers(module) for owner in _owners(layer.name, layer.part)}
@@ -346,10 +289,10 @@ class HierarchyMonitor(Monitor):
             where = f"{where}_{again + 1}" if again else where
             part, numbers = narrowed(symmetry, most=self.max_units)
             self.symmetries[where], self._numbers[where] = part, numbers.tolist()
+        if not self._broken:
+            self._judge(self._read_distances(), step=step)
 
     def _read_distances(self) -> dict[str, Tensor]:
-        from lightning_sym.symmetry import breaking_distances
-
         return {
             where: breaking_distances(symmetry, scale=self.scale).float().cpu()
             for where, symmetry in self.symmetries.items()
@@ -366,7 +309,7 @@ class HierarchyMonitor(Monitor):
             for event, mask_S in (("broken", now_S & ~was_S), ("restored", was_S & ~now_S)):
                 if mask_S.any():
                     units = [self._numbers[where][i] for i in mask_S.nonzero().flatten().tolist()]
-                    place = {"step": step, "after": self._read_at, "where": where}
+                    place = {"step": step, "after": self.state.get("read_at", 0), "where": where}
                     changes.append({"event": event, **place, "units": units})
         self.events += changes
         if self.keep_distances:
@@ -374,8 +317,6 @@ class HierarchyMonitor(Monitor):
         return changes
 
     def _read_effective_units(self) -> Iterator[Reading]:
-        from lightning_sym.symmetry import effective_units
-
         for where, symmetry in self.symmetries.items():
             path, _, what = where.rpartition("/")
             kind, _, again = what.partition("_")
@@ -386,19 +327,19 @@ class HierarchyMonitor(Monitor):
             count = effective_units(
                 symmetry, threshold=self.broken_above, scale=self.scale, by_direction=scaled
             )
-            yield Reading(f"hierarchy/{path}/effective_units{again and '_' + again}", float(count))
+            yield Reading(path, f"effective_units{again and '_' + again}", float(count))
 
     def _read_ranks(self, seen: Observation) -> Iterator[Reading]:
         ranks = {
-            layer.name: float(effective_rank_from_eigenvalues(layer.outputs.eigenvalues))
+            layer.name: float(effective_rank_from_eigenvalues(layer[_OUTPUTS].eigenvalues))
             for layer in seen.layers
-            if layer.outputs is not None and layer.outputs.n > 1
+            if layer.get(_OUTPUTS) is not None and layer[_OUTPUTS].n > 1
         }
         names = list(ranks)
         for name, rank in ranks.items():
-            yield Reading(f"hierarchy/{name}/rank", rank)
+            yield Reading(name, "rank", rank)
         for name, role in zip(names[1:], depth_roles(list(ranks.values())), strict=True):
-            yield Reading(f"hierarchy/{name}/role", ROLES[role])
+            yield Reading(name, "role", ROLES[role])
 
     def _follow(self, loss: float, *, step: int) -> list[dict[str, Any]]:
         """Add a loss to the course; return the phase that it opens, if it does."""
@@ -434,59 +375,51 @@ class HierarchyMonitor(Monitor):
         """Return the run so far, a matplotlib figure: loss, broken units and events."""
         from lightning_sym.plots.hierarchy import course
 
-        return course(self.history[-len(self._course) :], events=self.events)
+        rows = [row for row in self.history if row["fit"] == self.fit]
+        own, plain = f"{self.prefix}/", f"{self.quantity}/"
+        return course([{k.replace(own, plain, 1): v for k, v in row.items()} for row in rows], events=self.events)
 
-    # The loss, and another network.
+    # Another network.
 
-    def _mean_loss(self, trainer: Trainer, module: LightningModule) -> float:
-        """Return the step's loss, the mean over batches and ranks; NaN if there is none."""
-        parts = [float(value) for value in self._losses]
-        if self.loss is not None:
-            found = trainer.callback_metrics.get(self.loss)
-            parts = [] if found is None else [float(found)]
-        elif module.automatic_optimization:  # Lightning has divided it
-            parts = [value * trainer.accumulate_grad_batches for value in parts]
-        total = torch.tensor([sum(parts), len(parts)], dtype=accumulation_dtype(module.device))
-        if dist.is_available() and dist.is_initialized():
-            total = total.to(module.device)
-            dist.all_reduce(total)
-        return float(total[0] / total[1])
-
-    def _look_at_reference(self, trainer: Trainer, module: LightningModule, batch: Any) -> None:
+    def _look_at_reference(self, run: Run, step: int) -> None:
         """Run the reference once on the probe set and keep what its layers put out."""
-        x = locate(batch, self.inputs) if self.data is None else self.data
-        if not isinstance(x, Tensor):
-            raise TypeError(f"inputs must find a tensor in a batch, got {type(x).__name__}; pass data")
-        x = x.detach()[: self.samples]
-        x = gather_rows(x)[: self.samples] if self.data is None else x
-        twin = cast(LightningModule, detached_copy(module))
-        with torch.no_grad():
-            for name, tensor in twin.state_dict().items():
-                tensor.copy_(cast(dict[str, Tensor], self._other)[clean_name(name)])
-        x = x.cpu().clone()
-        self._probe = {"x": x, "features": self._features(trainer, twin, x)}
+        if self._other is None or "probe" in self.state:
+            return
+        other = self._other
+        if self.data is None:
+            found = run.ranks.attempt(lambda: locate(run.batch, self.inputs, run.function(self.forward)))
+            probe = gathered(run, found, self.samples)
+        else:
+            probe = Arguments((self.data.detach()[: self.samples].cpu().clone(),), {})
+        kept = {"args": list(probe.args), "kwargs": dict(probe.kwargs)}
+        features = run.ranks.attempt(lambda: self._features(run, kept, other))
+        self.state["probe"] = {**kept, "features": features}
 
-    def _features(self, trainer: Trainer, module: LightningModule, x: Tensor) -> dict[str, Tensor]:
+    def _features(
+        self, run: Run, probe: Mapping[str, Any], other: Mapping[str, Tensor] | None = None
+    ) -> dict[str, Tensor]:
         """Return what layers put out on the probe set, up to a rotation, ``[N, at most N]``."""
-        function = method(module, self.forward, argument="forward")
-        x = trainer.precision_plugin.convert_input(x.to(module.device))
-        with quietly(trainer, module, batch_statistics=False):
+        with run.sandbox.open() as apart:
+            if other is not None:
+                for name, tensor in apart.module.state_dict().items():
+                    tensor.copy_(other[clean_name(name)])
+            args, kwargs = apart.place(probe["args"]), apart.place(probe["kwargs"])
             found = layer_features(
-                module, x, layers=self.layers, max_layers=self.max_layers, function=function
+                apart.module,
+                None,
+                layers=self.layers,
+                max_layers=self.max_layers,
+                function=lambda _: apart(self.forward, *args, **kwargs),
             )
         return {name: _compact(features.cpu()) for name, features in found.items()}
 
-    def _alignment(self, trainer: Trainer, module: LightningModule) -> dict[str, float]:
-        if not self._probe:
+    def _alignment(self, run: Run) -> dict[str, float]:
+        if "probe" not in self.state:
             return {}
-        now, other = self._features(trainer, module, self._probe["x"]), self._probe["features"]
+        probe = self.state["probe"]
+        other = probe["features"]
+        now = run.ranks.attempt(lambda: self._features(run, probe))
         return {name: float(gram_alignment(now[name], other[name])) for name in now if name in other}
-
-
-def _loss(outputs: Any) -> Tensor | None:
-    """Return the loss among what a training step returned."""
-    found = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
-    return found.detach() if isinstance(found, Tensor) and found.numel() == 1 else None
 
 
 def _owners(name: str, part: str | None) -> set[str]:

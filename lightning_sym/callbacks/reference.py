@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 from pathlib import Path
 from typing import Any
 
@@ -27,18 +26,18 @@ def load_tensors(reference: str, module: nn.Module) -> dict[str, Tensor]:
     if not path.is_file():
         raise FileNotFoundError(f"reference={reference!r} is no file")
     stored: Any
-    if path.suffix == ".safetensors":
-        from safetensors.torch import load_file
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
 
-        stored = load_file(path)
-    else:
-        try:
+            stored = load_file(path)
+        else:
             stored = torch.load(path, map_location="cpu", weights_only=True)
-        except (pickle.UnpicklingError, RuntimeError) as error:
-            raise ValueError(
-                f"reference={reference!r} is not a file of tensors; save a state dict, or safetensors"
-            ) from error
-        stored = stored.get("state_dict", stored) if isinstance(stored, dict) else {}
+    except Exception as error:  # an empty, damaged or other file: readers raise whatever they stumble on
+        raise ValueError(
+            f"reference={reference!r} is not a file of tensors; save a state dict, or safetensors"
+        ) from error
+    stored = stored.get("state_dict", stored) if isinstance(stored, dict) else {}
     found = {clean_name(name): tensor for name, tensor in stored.items()}
     for name, tensor in module.state_dict().items():
         other = found.get(clean_name(name))

@@ -23,6 +23,10 @@ from torch.nn.utils import parametrize
 LARGEST_GRAM = 1024
 #: Widest matrix of a weight that is decomposed.
 WIDEST_SPECTRUM = 512
+#: Products of more multiplications than this are formed in float32.
+EXACT_PRODUCTS = 2**27
+#: Eigenvalues of a float32 product below this share of the largest are rounding.
+FLOAT32_FLOOR = 1e-6
 
 
 def local(tensor: Tensor) -> Tensor:
@@ -123,20 +127,26 @@ class LayerWeight:
     def singular_values(self) -> Tensor:
         """Singular values (of all its blocks), descending, float64; NaN where an entry is not finite.
 
-        Where the shorter side is wider than 512, those of a fixed random subset of its rows.
+        Where the shorter side is wider than 512, those of a fixed random subset of its rows. Of a large
+        weight that is no wider type, products are formed in float32: values below 1e-3 of the largest are 0.
         """
-        rows, columns = self.blocks.shape[1:]
+        exact = accumulation_dtype(self.blocks.device)
+        groups, rows, columns = self.blocks.shape
         side = self._work.mT if rows > columns else self._work
         keep = kept_features(side.shape[1], WIDEST_SPECTRUM, side.device)
-        if rows <= columns and self.row_grams is not None:
+        side = side if keep is None else side[:, keep]
+        small = groups * side.shape[1] ** 2 * side.shape[2] <= EXACT_PRODUCTS
+        if rows <= columns and self.row_grams is not None and not small:
             gram = self.row_grams if keep is None else self.row_grams[:, keep][:, :, keep]
         else:
-            side = side if keep is None else side[:, keep]
+            side = side.to(exact) if small else side
             gram = side @ side.mT
         if not gram.isfinite().all():  # eigvalsh raises on these
-            return torch.full_like(gram[:, 0].flatten(), torch.nan, dtype=torch.float64)
-        values = torch.linalg.eigvalsh(gram.to(accumulation_dtype(gram.device))).flatten().clamp_min(0.0)
-        return values.sqrt().sort(descending=True).values
+            return torch.full_like(gram[:, 0].flatten(), torch.nan, dtype=exact)
+        values = torch.linalg.eigvalsh(gram.to(exact)).flatten().clamp_min(0.0).sort(descending=True).values
+        if gram.dtype != exact:
+            values = torch.where(values >= FLOAT32_FLOOR * values[0], values, 0.0)
+        return values.sqrt()
 
     def columns(self, keep: Tensor) -> Tensor:
         """Return the kept columns of the block-diagonal matrix, ``[O, K]``."""

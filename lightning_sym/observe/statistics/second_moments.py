@@ -79,8 +79,9 @@ class Nothing(Tally):
 class MomentTally(Tally):
     """Sums of one stream; a sample with a NaN or Inf is counted and left out.
 
-    Products are formed in float32 where the samples are no wider type, about a point near their mean,
-    and added in float64.
+    Moments of samples as they are are formed in float64: their spectra are read, and float32 loses
+    singular values below 3e-4 of the largest. Those of directions are compared entry by entry: products are
+    formed in float32 (of no wider samples), about a point near their mean, and added in float64.
     """
 
     def __init__(self, what: SecondMoments, width: int, *, keep: Tensor | None, device: torch.device) -> None:
@@ -104,14 +105,11 @@ class MomentTally(Tally):
             self._add(call.gradient_rows(gradient, self.what.side, self.what.max_positions))
 
     def _add(self, rows: Rows) -> None:
-        x_BPK = rows.directions(self.keep) if self.what.normalized else rows.features(self.keep)
         finite_BP = rows.finite_BP
-        if self._shift_K is None:
-            n = finite_BP.sum().clamp_min(1)
-            self._shift_K = (x_BPK.sum(dim=(0, 1), dtype=self.counts.dtype) / n).to(x_BPK.dtype)
-        x_BPK = x_BPK - self._shift_K
-        if not rows.all_finite:
-            x_BPK = torch.where(finite_BP[..., None], x_BPK, 0.0)
+        if self.what.normalized:
+            x_BPK = self._shifted(rows.directions(self.keep), finite_BP, whole=rows.all_finite)
+        else:
+            x_BPK = rows.features(self.keep).to(self.counts.dtype)
         for half in (0, 1):
             x_NK = rows.half(x_BPK, half)
             fine_N = rows.half(finite_BP, half)
@@ -120,6 +118,13 @@ class MomentTally(Tally):
             self.counts[2] += len(fine_N) - n
             self.first_HK[half] += x_NK.sum(dim=0, dtype=self.counts.dtype)
             self.second_HKK[half] += x_NK.mT @ x_NK
+
+    def _shifted(self, x_BPK: Tensor, finite_BP: Tensor, *, whole: bool) -> Tensor:
+        if self._shift_K is None:
+            n = finite_BP.sum().clamp_min(1)
+            self._shift_K = (x_BPK.sum(dim=(0, 1), dtype=self.counts.dtype) / n).to(x_BPK.dtype)
+        x_BPK = x_BPK - self._shift_K
+        return x_BPK if whole else torch.where(finite_BP[..., None], x_BPK, 0.0)
 
     def tensors(self) -> list[Tensor]:
         """Return counts and raw sums."""
