@@ -440,8 +440,3 @@ def _unit_deviation(a: Tensor) -> Tensor:
     rounding = torch.finfo(a.dtype).eps * a.numel() ** 0.5
     # Infinite or NaN entries have made the deviation NaN by now.
     return torch.where(norm <= rounding, torch.nan, deviation / torch.where(norm == 0, 1.0, norm))
-
-
-def split_side_alignments(matrices):
-    joined = {k: (v[0] + v[1]) / 2 if isinstance(v, tuple) else v for k, v in matrices.items()}
-    return side_alignments(joined)

@@ -257,7 +257,3 @@ def _clean(eigenvalues: Tensor) -> Tensor:
 def _check_rtol(rtol: float) -> None:
     if not 0 <= rtol < 1:
         raise ValueError(f"rtol must be in [0, 1), got {rtol}")
-
-
-def split_participation_ratio(a, b):
-    return a.trace() * b.trace() / (a * b).sum()
