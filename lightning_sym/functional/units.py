@@ -12,7 +12,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lightning_sym.functional._checks import as_matrix, as_real, nan_like
+from lightning_sym.functional._checks import (
+    as_matrix,
+    as_real,
+    as_vector,
+    check_number,
+    check_rtol,
+    nan_like,
+    promoted,
+)
 
 _CHUNK_ELEMENTS = 2**21  # of one [C, U] block of similarities: 8 MiB in float32
 
@@ -31,15 +39,14 @@ def dormant_scores(mean_abs: Tensor) -> Tensor:
         ``[U]``, with mean 1; all zero when no unit is active; NaN where input is not finite.
 
     Raises:
+        TypeError: if a tensor is not of real floating-point numbers.
         ValueError: if ``mean_abs`` is not a non-empty vector.
 
     Example:
         >>> dormant_scores(torch.tensor([1.0, 3.0, 0.0, 0.0]))
         tensor([1., 3., 0., 0.])
     """
-    if mean_abs.ndim != 1 or mean_abs.numel() < 1:
-        raise ValueError(f"mean_abs must be a non-empty vector [U], got {tuple(mean_abs.shape)}")
-    score_U = as_real(mean_abs)
+    score_U = as_vector(mean_abs, name="mean_abs")
     average = score_U.mean()
     return score_U / torch.where(average == 0, torch.ones_like(average), average)
 
@@ -55,14 +62,14 @@ def dormant_fraction_from_scores(mean_abs: Tensor, *, threshold: float = 0.025) 
         Scalar ``[]`` in ``[0, 1]``; 1 when no unit is active; NaN for non-finite input.
 
     Raises:
+        TypeError: if a tensor is not of real floating-point numbers.
         ValueError: if ``mean_abs`` is not a non-empty vector or ``threshold`` is negative.
 
     Example:
         >>> dormant_fraction_from_scores(torch.tensor([1.0, 3.0, 0.001, 0.0]))
         tensor(0.5000)
     """
-    if not threshold >= 0:
-        raise ValueError(f"threshold must be at least 0, got {threshold}")
+    check_number("threshold", threshold, least=0)
     score_U = dormant_scores(mean_abs)
     if not score_U.isfinite().all():
         return nan_like(score_U)
@@ -80,6 +87,7 @@ def dormant_fraction(activations: Tensor, *, threshold: float = 0.025) -> Tensor
         Scalar ``[]`` in ``[0, 1]``; 1 when no unit is active; NaN for non-finite activations.
 
     Raises:
+        TypeError: if a tensor is not of real floating-point numbers.
         ValueError: if ``activations`` is not ``[N >= 1, U >= 1]`` or ``threshold`` is negative.
 
     Example:
@@ -101,14 +109,14 @@ def dead_fraction(activations: Tensor, *, tolerance: float = 0.0) -> Tensor:
         Scalar ``[]`` in ``[0, 1]``; NaN for non-finite activations.
 
     Raises:
+        TypeError: if a tensor is not of real floating-point numbers.
         ValueError: if ``activations`` is not ``[N >= 1, U >= 1]`` or ``tolerance`` is negative.
 
     Example:
         >>> dead_fraction(torch.tensor([[1.0, 0.0], [0.0, 0.0]]))
         tensor(0.5000)
     """
-    if not tolerance >= 0:
-        raise ValueError(f"tolerance must be at least 0, got {tolerance}")
+    check_number("tolerance", tolerance, least=0)
     h_NU = as_matrix(activations, name="activations")
     if not h_NU.isfinite().all():
         return nan_like(h_NU)
@@ -130,14 +138,14 @@ def zero_units(weight: Tensor, bias: Tensor | None = None, *, rtol: float = 1e-3
         Scalar ``[]`` in ``[0, 1]``; 1 for an all-zero layer; NaN for non-finite weights.
 
     Raises:
+        TypeError: if a tensor is not of real floating-point numbers.
         ValueError: if shapes do not fit or ``rtol`` is out of range.
 
     Example:
         >>> zero_units(torch.tensor([[3.0, 4.0], [0.0, 0.0]]))
         tensor(0.5000)
     """
-    if not 0 <= rtol < 1:
-        raise ValueError(f"rtol must be in [0, 1), got {rtol}")
+    check_rtol(rtol)
     w_UI = _incoming(weight, bias)
     if not w_UI.isfinite().all():
         return nan_like(w_UI)
@@ -174,6 +182,7 @@ def distinct_units(
         Scalar ``[]`` in ``[1/U, 1]``; NaN for non-finite weights.
 
     Raises:
+        TypeError: if a tensor is not of real floating-point numbers.
         ValueError: if shapes do not fit or a number is out of range.
 
     Example:
@@ -208,6 +217,7 @@ def unit_groups(
         ``[U]`` integers: for each unit the smallest index in its group.
 
     Raises:
+        TypeError: if a tensor is not of real floating-point numbers.
         ValueError: if shapes do not fit, a number is out of range or a weight is not finite.
 
     Example:
@@ -224,30 +234,31 @@ def _sides(
     weight: Tensor, bias: Tensor | None, outgoing: Tensor | None, *, tolerance: float, rtol: float
 ) -> list[Tensor]:
     """Check the arguments and return each side's vectors, a row a unit."""
-    if not 0 <= tolerance < 1:
-        raise ValueError(f"tolerance must be in [0, 1), got {tolerance}")
-    if not 0 <= rtol < 1:
-        raise ValueError(f"rtol must be in [0, 1), got {rtol}")
+    check_rtol(tolerance, name="tolerance")
+    check_rtol(rtol)
     w_UI = _incoming(weight, bias)
     if outgoing is None:
         return [w_UI]
-    if outgoing.ndim < 2 or outgoing.shape[1] != w_UI.shape[0]:
+    out = as_real(outgoing.detach(), name="outgoing")
+    if not out.numel() or outgoing.ndim < 2 or outgoing.shape[1] != w_UI.shape[0]:
         raise ValueError(
             f"outgoing must be the next layer's weight [M, U={w_UI.shape[0]}, ...], "
             f"got {tuple(outgoing.shape)}"
         )
-    return [w_UI, as_real(outgoing.detach()).transpose(0, 1).flatten(1)]
+    return [w_UI, out.transpose(0, 1).flatten(1)]
 
 
 def _incoming(weight: Tensor, bias: Tensor | None) -> Tensor:
+    w = as_real(weight.detach(), name="weight")
     if weight.ndim < 2 or weight.numel() < 1:
         raise ValueError(f"weight must be [U, ...] with two dimensions or more, got {tuple(weight.shape)}")
-    w_UI = as_real(weight.detach()).flatten(1)
+    w_UI = w.flatten(1)
     if bias is None:
         return w_UI
+    b_U = as_real(bias.detach(), name="bias").to(w_UI.device)
     if bias.shape != weight.shape[:1]:
         raise ValueError(f"bias must be [U={weight.shape[0]}], got {tuple(bias.shape)}")
-    return torch.cat([w_UI, bias.detach().to(w_UI)[:, None]], dim=1)
+    return torch.cat(promoted(w_UI, b_U[:, None]), dim=1)
 
 
 def _is_zero(w_UI: Tensor, *, rtol: float) -> Tensor:
