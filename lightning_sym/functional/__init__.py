@@ -63,6 +63,12 @@ from lightning_sym.functional.rank import (
     participation_ratio_from_covariance as participation_ratio_from_covariance,
     stable_rank as stable_rank,
 )
+from lightning_sym.functional.split_halves import (
+    split_alignment as split_alignment,
+    split_expected_alignment as split_expected_alignment,
+    split_participation_ratio as split_participation_ratio,
+    split_side_alignments as split_side_alignments,
+)
 from lightning_sym.functional.tangent import (
     CountSketch as CountSketch,
     KernelMove as KernelMove,
