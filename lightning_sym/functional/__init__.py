@@ -38,6 +38,10 @@ from lightning_sym.functional.curvature import (
     lanczos_top as lanczos_top,
     stability_line as stability_line,
 )
+from lightning_sym.functional.eigen import (
+    batched_eigh as batched_eigh,
+    batched_eigvalsh as batched_eigvalsh,
+)
 from lightning_sym.functional.hierarchy import (
     breaking_distance as breaking_distance,
     depth_roles as depth_roles,

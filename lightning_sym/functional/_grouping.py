@@ -46,7 +46,13 @@ def components(sides: list[Tensor], *, tolerance: float) -> Tensor:
     if units >= SMALL:  # rows in one direction are neighbours in any projection: join them first
         random_D = torch.randn(sides[0].shape[1], generator=torch.Generator().manual_seed(0))
         order_U = (sides[0] @ random_D.to(sides[0])).argsort()
-        labels_U = _merge_agreeing(sides, labels_U, order_U[:-1], order_U[1:], tolerance=tolerance)
+        one_P, other_P = order_U[:-1], order_U[1:]
+        if few_UK is not None:
+            near_P = (few_UK[one_P, :-2] - few_UK[other_P, :-2]).square().sum(dim=1) / 2 <= _most(
+                few_UK, tolerance
+            )
+            one_P, other_P = one_P[near_P], other_P[near_P]
+        labels_U = _merge_agreeing(sides, labels_U, one_P, other_P, tolerance=tolerance)
     for start in range(0, units, max(1, BLOCK_ELEMENTS // units)):
         rows = slice(start, min(units, start + max(1, BLOCK_ELEMENTS // units)))
         if few_UK is not None:
@@ -66,6 +72,11 @@ def _least_cosine(side: Tensor, tolerance: float) -> float:
     return 1 - tolerance - 8 * torch.finfo(side.dtype).eps  # a vector's cosine with itself, up to rounding
 
 
+def _most(few_UK: Tensor, tolerance: float) -> float:
+    """Return half the largest squared distance of rows that agree, with room for rounding."""
+    return tolerance + 64 * torch.finfo(few_UK.dtype).eps
+
+
 def _few_entries(side_UD: Tensor, *, tolerance: float) -> Tensor | None:
     """Return the K entries that hold most, or None where they would be no fewer.
 
@@ -76,7 +87,7 @@ def _few_entries(side_UD: Tensor, *, tolerance: float) -> Tensor | None:
     count = max(32, math.ceil(4 * tolerance * width))
     if 4 * count > width or units < SMALL:
         return None
-    few_UK = side_UD[:, side_UD.square().sum(dim=0).topk(count).indices]
+    few_UK = side_UD[:, torch.linalg.vector_norm(side_UD, dim=0).topk(count).indices]
     half_U1 = few_UK.square().sum(dim=1, keepdim=True) / 2
     return torch.cat([few_UK, -half_U1, torch.ones_like(half_U1)], dim=1)
 
@@ -85,7 +96,7 @@ def _close(few_UK: Tensor, rows: slice, labels_U: Tensor, *, tolerance: float) -
     """Return the pairs of a row of the block and a later row, not yet joined, whose few entries are close."""
     swapped_CK = torch.cat([few_UK[rows, :-2], few_UK[rows, -1:], few_UK[rows, -2:-1]], dim=1)
     closeness_CU = swapped_CK @ few_UK[rows.start :].mT  # minus half the squared distance
-    close_CU = closeness_CU >= -tolerance - 64 * torch.finfo(few_UK.dtype).eps
+    close_CU = closeness_CU >= -_most(few_UK, tolerance)
     one_P, other_P = close_CU.nonzero(as_tuple=True)
     one_P, other_P = one_P + rows.start, other_P + rows.start
     apart_P = (other_P > one_P) & (labels_U[one_P] != labels_U[other_P])
