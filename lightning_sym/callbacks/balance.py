@@ -192,7 +192,7 @@ class BalanceMonitor(Monitor):
             if self._told:
                 seen.run.tell(f"BalanceMonitor predicts no flow: {self._told}")
         noises = {x.name: x.get(self._noise) for x in seen.every if x.get(self._noise) is not None}
-        self.unread = {x.name: x.reasons[self._noise] for x in seen.every if x.reasons.get(self._noise)}
+        self.unread = {x.name: x.reason(self._noise) for x in seen.every if x.reason(self._noise)}
         before: dict[str, list[float]] = seen.state.get("marks", {})
         since = seen.step - int(seen.state.get("marked", 0))
         imbalances, marks = [], {}

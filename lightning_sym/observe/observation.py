@@ -21,7 +21,6 @@ class LayerObservation:
         name: its name.
         calls: its forward calls in this step, over all ranks.
         fed_by_data: whether no input of it carried a gradient (raw data, frozen layers).
-        reasons: why a statistic that was asked for has no result.
     """
 
     def __init__(self, watch: LayerWatch, *, failed: set[Statistic], fed_by_data: bool) -> None:
@@ -29,7 +28,6 @@ class LayerObservation:
         self.name = watch.layer.name
         self.calls = int(watch.calls)
         self.fed_by_data = fed_by_data
-        self.reasons: dict[Statistic, str] = {}
         self._watch, self._failed = watch, failed
         self._results: dict[Statistic, Any] = {}
 
@@ -50,8 +48,12 @@ class LayerObservation:
             tally = self._watch.tallies.get(statistic)
             missing = tally is None or statistic in self._failed
             self._results[statistic] = None if missing or tally is None else tally.result()
-            self.reasons[statistic] = tally.reason if tally is not None else ""
         return self._results[statistic]
+
+    def reason(self, statistic: Statistic) -> str:
+        """Return why a statistic that was asked for has no result, as far as this rank knows; else ``""``."""
+        tally = self._watch.tallies.get(statistic)
+        return tally.reason if tally is not None else ""
 
 
 @dataclass

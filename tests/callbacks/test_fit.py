@@ -482,7 +482,7 @@ def test_two_ranks_read_what_one_reads_on_the_joined_batch(tmp_path):
     x, y = torch.randn(32, 4, generator=data), torch.randint(0, 4, (32,), generator=data)
     for devices in (1, 2):
         torch.manual_seed(0)
-        watch = monitors("full", every_n_steps=2, targets=1, strict=True)
+        watch = list(monitors("full", every_n_steps=2, targets=1, strict=True))
         watch[1] = PlasticityMonitor(every_n_steps=2, strict=True)
         run = trainer(
             devices=devices,

@@ -216,7 +216,7 @@ def test_a_linear_network_breaks_one_direction_at_a_time():
     loader = DataLoader(TensorDataset(x, y), 4)
     fit(Regression(net, lr=0.02), monitor, loader=loader, max_epochs=1200)
     broken = [e for e in monitor.events if e["event"] == "broken"]
-    assert list(monitor.history[-1])[1] == "hierarchy/net.0/rotation"
+    assert list(monitor.history[-1])[2] == "hierarchy/net.0/rotation"
     assert [e["units"] for e in broken] == [[0], [1], [2]]
     assert monitor.history[-1]["hierarchy/net.0/effective_units"] == 3
     drops = [e for e in monitor.events if e["event"] == "drop"]
@@ -311,9 +311,8 @@ def test_a_resumed_run_reads_what_an_unbroken_one_does(tmp_path):
     assert second.events == whole.events
     assert second.history == whole.history
     assert len(second.distances) == len(whole.distances)
-    count = len(second.events)
     fit(module(), second, loader=loader, max_epochs=60)  # another run has a start of its own
-    assert second.events[count:] == whole.events
+    assert second.events == whole.events
 
 
 def test_two_ranks_read_what_one_reads(tmp_path):
@@ -364,7 +363,7 @@ def test_events_reach_loggers_as_text_markers_and_picture(tmp_path):
 
 def test_a_fault_is_one_warning_and_the_rest_is_read():
     monitor = HierarchyMonitor(every_n_steps=1, inputs=7)
-    with pytest.warns(UserWarning, match="HierarchyMonitor failed at step 0 in the search for symmetries"):
+    with pytest.warns(UserWarning, match="HierarchyMonitor failed in start at step 0.*inputs=7"):
         fit(classifier(), monitor)
     assert "hierarchy/net.0/rank" in monitor.history[-1]
     assert not any("permutation" in key for key in monitor.history[-1])

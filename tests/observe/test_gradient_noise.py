@@ -1,7 +1,7 @@
 """Gradient noise out of one backward pass, against single-sample derivatives in float64."""
 
 import json
-from typing import ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import pytest
 import torch
@@ -10,10 +10,9 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_sym.callbacks import Monitor
-from lightning_sym.observe import Moments, Wants, gradient_noise
+from lightning_sym.observe import GradientNoise, SecondMoments, watchable_layers
 from lightning_sym.observe.gains import gains
-from lightning_sym.observe.layers import watchable_layers
-from lightning_sym.observe.observer import Observer
+from lightning_sym.observe.statistics import gradient_noise
 from tests.models import Classifier, Flatten, SelfAttention, mlp, trainer
 
 CLASSES = 3
@@ -28,16 +27,21 @@ class Keep(Monitor):
 
     def __init__(self, *, max_width=512, max_held_bytes=2**30, **options):
         super().__init__(**{"every_n_steps": 1, "strict": True, "max_layers": 99, **options})
-        self.wants = Wants(gradient_noise=True, max_noise_width=max_width, max_held_bytes=max_held_bytes)
+        self.noise = GradientNoise(max_width=max_width, max_held_bytes=max_held_bytes)
+        self.needs = (self.noise,)
         self.seen = {}
 
-    def prepare(self, trainer, pl_module, batch):
-        if self.layers is None:
-            Observer.of(trainer).watch(self, observable(pl_module))
+    def choose(self, module):
+        return observable(module) if self.layers is None else super().choose(module)
 
     def read(self, seen):
-        self.seen = {layer.name: layer for layer in seen.layers}
+        self.seen = {layer.name: Noise(layer.get(self.noise), layer.reason(self.noise)) for layer in seen.layers}
         return iter(())
+
+
+class Noise(NamedTuple):
+    gradient_noise: Any
+    no_noise: str
 
 
 class Twice(nn.Module):
@@ -235,7 +239,7 @@ def test_wide_sides_keep_the_diagonal(name):
 
 @pytest.mark.parametrize("name", ["sequence", "convolution"])
 def test_samples_are_taken_in_chunks(name, monkeypatch):
-    monkeypatch.setattr("lightning_sym.observe.gradient_noise.CHUNK", 300)
+    monkeypatch.setattr("lightning_sym.observe.statistics.gradient_noise.CHUNK", 300)
     net, x, y = build(name)
     wanted = expected(net, x, y)
     check(fit(net, x, y, Keep()), wanted, n=7)
@@ -433,11 +437,13 @@ def test_inputs_changed_in_place_and_second_backward_passes_have_no_reading():
 
 def test_only_layers_that_it_was_asked_of_have_it():
     class Other(Monitor):
-        wants = Wants(output_gradients=Moments.SECOND)
+        gradients = SecondMoments("output_gradients")
+        needs = (gradients,)
         seen: ClassVar[dict] = {}
 
         def read(self, seen):
-            self.seen.update({layer.name: layer for layer in seen.layers})
+            noise = GradientNoise()
+            self.seen.update({layer.name: (layer[self.gradients].n, layer.get(noise)) for layer in seen.layers})
             return iter(())
 
     net, x, y = build("linear")
@@ -446,5 +452,5 @@ def test_only_layers_that_it_was_asked_of_have_it():
     trainer(callbacks=[other, watch], max_steps=1).fit(Classifier(net), loader)
     assert set(watch.seen) == {"net.2"}
     assert watch.seen["net.2"].gradient_noise is not None
-    assert all(layer.output_gradients.n == 7 for layer in other.seen.values())
-    assert [layer.gradient_noise is not None for layer in other.seen.values()] == [False, True, False]
+    assert [n for n, _ in other.seen.values()] == [7, 7, 7]
+    assert [noise is not None for _, noise in other.seen.values()] == [False, True, False]

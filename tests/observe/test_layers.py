@@ -5,8 +5,11 @@ import torch
 from torch import nn
 
 from lightning_sym.functional import effective_rank_from_eigenvalues
-from lightning_sym.observe.layers import choose_layers, readers, sequence_rows, watchable_layers
-from lightning_sym.observe.moments import Moments, Stream, Sums, kept_features
+from lightning_sym.observe.call import Rows
+from lightning_sym.observe.layers import choose_layers, readers, watchable_layers
+from lightning_sym.observe.samples import Samples
+from lightning_sym.observe.statistics.second_moments import MomentTally, SecondMoments
+from lightning_sym.observe.weights import kept_features
 
 
 @pytest.mark.parametrize(
@@ -56,23 +59,28 @@ def test_who_reads_whom_is_said_only_where_it_is_plain():
 
 def test_dimensions_between_the_first_and_the_last_are_samples():
     x = torch.arange(24.0).reshape(2, 3, 2, 2)
-    assert torch.equal(sequence_rows(x, None), x.reshape(12, 2))
-    assert sequence_rows(x, 3).shape == (6, 2)
+    (layer,) = watchable_layers(nn.Sequential(nn.Linear(2, 2)))
+    assert torch.equal(layer.input_rows(x, None), x.reshape(12, 2))
+    assert layer.input_rows(x, 3).shape == (6, 2)
 
 
-def stream(x, width=None):
-    keep = kept_features(x.shape[1], width)
-    sums = Sums(x.shape[1], Moments.SECOND | Moments.NORMALIZED, keep=keep, device=x.device)
-    for part in x.split(100):
-        sums.add(part)
-    return Stream(sums)
+def stream(x, width=None, *, normalized=False):
+    keep = kept_features(x.shape[1], width, x.device)
+    tally = MomentTally(
+        SecondMoments("inputs", normalized=normalized), x.shape[1], keep=keep, device=x.device
+    )
+    for k, part in enumerate(x.split(100)):
+        rows = Rows(Samples(part[:, None], None), scale=1.0, count=len(part), first=100 * k, stride=1)
+        tally._add(rows)
+    tally.tensors()
+    return tally.result()
 
 
 def test_wide_layers_are_read_on_a_principal_submatrix_that_is_exact():
     x = torch.randn(300, 700, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    whole, part = stream(x), stream(x, 512)
-    for form in (Moments.SECOND, Moments.NORMALIZED):
-        assert torch.allclose(whole.covariance(form)[part.keep][:, part.keep], part.covariance(form))
+    for form in (False, True):
+        whole, part = stream(x, normalized=form), stream(x, 512, normalized=form)
+        assert torch.allclose(whole.covariance[part.keep][:, part.keep], part.covariance)
 
 
 @pytest.mark.parametrize("rank", [3, 20, 80])
