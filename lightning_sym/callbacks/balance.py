@@ -151,6 +151,7 @@ class BalanceMonitor(Monitor):
         self._places: dict[str, list[_Place]] = {}
         self._rates: dict[str, _Rate] = {}
         self._told = ""
+        self._noise = GradientNoise()
 
     @override
     def prepare(self, seen: Observation) -> None:
