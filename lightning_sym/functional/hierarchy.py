@@ -130,7 +130,9 @@ def loss_phases(
         raise ValueError(f"steps and losses must be of one length, got {len(steps)} and {len(losses)}")
     if not all(math.isfinite(step) for step in steps):
         raise ValueError("steps must be finite numbers")
-    if not (flat < steep and 1 < window < math.inf):
+    for name, value in (("steep", steep), ("flat", flat), ("window", window)):
+        check_number(name, value)
+    if not (flat < steep and 1 < window):
         raise ValueError(f"flat must be less than steep and window above 1, got {flat}, {steep} and {window}")
     phases: list[Phase] = []
     earlier: list[int] = []
