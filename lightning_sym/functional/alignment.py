@@ -197,6 +197,9 @@ def crh_relations(h: Tensor, g: Tensor, z: Tensor) -> Relations:
         >>> crh_relations(torch.eye(2), 2 * torch.eye(2), torch.tensor([[0.0, 1.0], [1.0, 0.0]]))
         Relations(rga=tensor(1.), rwa=tensor(-1.), gwa=tensor(-1.))
     """
+    h, g, z = (as_filled(matrix, name=name) for name, matrix in (("h", h), ("g", g), ("z", z)))
+    check_same_shape(h, g, names="h and g")
+    check_same_shape(h, z, names="h and z")
     return Relations(matrix_alignment(h, g), matrix_alignment(h, z), matrix_alignment(g, z))
 
 
@@ -274,7 +277,8 @@ def _expected(deviation_DD: Tensor, b_DD: Tensor) -> Tensor:
     trace = b_DD.diagonal().sum() / torch.where(size > 0, size, torch.ones_like(size))
     spread = 1 - (trace / len(b_DD)).square()
     level = trace / len(b_DD) * deviation_DD.diagonal().sum() / spread.clamp_min(0).sqrt()
-    return torch.where((spread > 0) & (size > 0), level.clamp(-1, 1), torch.nan)
+    known = (spread > 0) & (size > 0) & size.isfinite()
+    return torch.where(known, level.clamp(-1, 1), torch.nan)
 
 
 def side_alignments(matrices: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -321,7 +325,11 @@ def random_rotation(size: int, *, generator: torch.Generator) -> Tensor:
 
     Returns:
         ``[D, D]``, orthogonal, float64.
+
+    Raises:
+        ValueError: if ``size`` is not at least 1.
     """
+    check_count("size", size)
     q_DD, r_DD = torch.linalg.qr(torch.randn(size, size, generator=generator, dtype=torch.float64))
     diagonal_D = r_DD.diagonal()
     return q_DD * torch.where(diagonal_D < 0, -1.0, 1.0).to(q_DD)
@@ -411,6 +419,9 @@ def pah_exponents(
         >>> {key: round(float(fit.exponent), 3) for key, fit in pah_exponents(z @ z, z, z).items()}
         {'rga': 2.0, 'rwa': 2.0, 'gwa': 1.0}
     """
+    h, g, z = (as_square(matrix, name=name) for name, matrix in (("h", h), ("g", g), ("z", z)))
+    check_same_shape(h, g, names="h and g")
+    check_same_shape(h, z, names="h and z")
     return {
         "rga": pah_exponent(h, g, rtol=rtol, confidence=confidence),
         "rwa": pah_exponent(h, z, rtol=rtol, confidence=confidence),
@@ -449,7 +460,7 @@ def pah_phase(
     for name, value in exponents.items():
         if isinstance(value, complex) or (isinstance(value, Tensor) and value.is_complex()):
             raise TypeError(f"{name} must be a real number, got {value}")
-    if decades is not None and float(decades) <= flat:
+    if decades is not None and -math.inf < float(decades) <= flat:
         return PAHPhase("canonical", 0.0)
     found = torch.tensor([float(h_a), float(h_b), float(g_b), float(g_a)], dtype=torch.float64)
     if not found.isfinite().all() or not math.isfinite(exponents["decades"]):

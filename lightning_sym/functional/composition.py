@@ -15,7 +15,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lightning_sym.functional._checks import as_counts, as_real, check_number, check_same_shape, promoted
+from lightning_sym.functional._checks import (
+    as_counts,
+    as_real,
+    check_number,
+    check_same_shape,
+    nan_like,
+    promoted,
+)
 
 
 class Bump(NamedTuple):
@@ -212,7 +219,7 @@ def metric_tensor(features: Tensor, *, spacing: float | tuple[float, float] = 1.
     step_x, step_y = spacing if isinstance(spacing, tuple) else (spacing, spacing)
     for step in (step_x, step_y):
         check_number("spacing", step, above=0)
-    phi_YXD = phi_YXD.flatten(2)
+    phi_YXD = torch.where(phi_YXD.isfinite(), phi_YXD, torch.nan).flatten(2)
     (by_x_YXD,) = torch.gradient(phi_YXD, spacing=step_x, dim=1)
     (by_y_YXD,) = torch.gradient(phi_YXD, spacing=step_y, dim=0)
     jacobian_YX2D = torch.stack([by_x_YXD, by_y_YXD], dim=2)
@@ -255,13 +262,16 @@ def factorisation(metric: Tensor) -> Tensor:
 
     Returns:
         Scalar in ``[1/2, 1]``: 1 if moving along x and along y are everywhere orthogonal in the
-        representation, 1/2 if they are the same move. NaN for a representation that ignores both.
+        representation, 1/2 if they are the same move. NaN for a representation that ignores both, and
+        where an entry is not finite.
 
     Raises:
         TypeError: if a tensor is not of real floating-point numbers.
         ValueError: if the last two dimensions are not ``2, 2``.
     """
     g = _as_metric(metric)
+    if not g.isfinite().all():
+        return nan_like(g)
     return 1 - g[..., 0, 1].abs().mean() / (g[..., 0, 0] + g[..., 1, 1]).mean()
 
 
@@ -465,7 +475,7 @@ def linear_readout(
 
 def _as_pairs(features: Tensor, coordinates: Tensor, *, name: str) -> tuple[Tensor, Tensor]:
     x_ND = as_real(features, name=name).double()
-    c_N2 = as_counts(coordinates, name="coordinates").to(features.device)
+    c_N2 = as_counts(coordinates, name=name.replace("features", "coordinates")).to(features.device)
     if (
         features.ndim < 2
         or features.shape[0] < 2

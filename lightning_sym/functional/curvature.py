@@ -59,7 +59,6 @@ def hessian_product(loss: Tensor, parameters: Sequence[Tensor]) -> Product:
         >>> hessian_product(x[0] ** 2 * x[1], [x])(torch.tensor([1.0, 0.0]))
         tensor([4., 2.])
     """
-    as_real(loss, name="loss")
     parameters = list(parameters)
     for parameter in parameters:
         as_real(parameter, name="parameters")
@@ -67,6 +66,7 @@ def hessian_product(loss: Tensor, parameters: Sequence[Tensor]) -> Product:
             raise ValueError(
                 f"parameters must require gradients, got one of {tuple(parameter.shape)} that does not"
             )
+    as_real(loss, name="loss")
     if loss.numel() != 1 or not parameters:
         raise ValueError(
             f"loss must be a scalar of one or more parameters, got shape {tuple(loss.shape)} and "

@@ -51,8 +51,8 @@ def breaking_distance(distance: Tensor, norm: Tensor, *, scale: float | None = 1
     """
     distance, norm = promoted(as_real(distance, name="distance"), as_real(norm, name="norm"))
     check_same_shape(distance, norm, names="distance and norm")
-    if scale is not None:
-        check_number("scale", scale, above=0)
+    if scale is not None and not 0 < scale < math.inf:
+        raise ValueError(f"scale must be positive or None, got {scale}")
     found = distance if scale is None else torch.minimum(distance, norm / scale)
     return torch.where(distance.isfinite() & norm.isfinite(), found.clamp(max=1), torch.nan)
 
@@ -130,7 +130,9 @@ def loss_phases(
         raise ValueError(f"steps and losses must be of one length, got {len(steps)} and {len(losses)}")
     if not all(math.isfinite(step) for step in steps):
         raise ValueError("steps must be finite numbers")
-    if not (flat < steep and 1 < window < math.inf):
+    for name, value in (("steep", steep), ("flat", flat), ("window", window)):
+        check_number(name, value)
+    if not (flat < steep and window > 1):
         raise ValueError(f"flat must be less than steep and window above 1, got {flat}, {steep} and {window}")
     phases: list[Phase] = []
     earlier: list[int] = []

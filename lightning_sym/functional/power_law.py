@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lightning_sym.functional._checks import as_real, promoted
+from lightning_sym.functional._checks import as_real, check_count, promoted
 
 
 class PowerLaw(NamedTuple):
@@ -103,16 +103,16 @@ def student_t(confidence: float, degrees: int) -> float:
         The quantile, positive.
 
     Raises:
+        TypeError: if ``degrees`` is not a whole number.
         ValueError: if a number is out of its range.
 
     Example:
         >>> round(student_t(0.95, 10), 4)
         2.2281
     """
-    if not 0 < confidence < 1 or not degrees >= 1:
-        raise ValueError(
-            f"confidence must be in (0, 1) and degrees at least 1, got {confidence!r} and {degrees!r}"
-        )
+    check_count("degrees", degrees)
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence must be in (0, 1), got {confidence!r}")
     low, high = 0.0, math.pi / 2
     for _ in range(60):
         middle = (low + high) / 2

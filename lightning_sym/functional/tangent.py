@@ -157,10 +157,15 @@ def tangent_kernel(
         raise ValueError(f"x and parameters must not be empty, got {len(x)} and {len(parameters)}")
     for parameter in parameters:
         as_real(parameter, name="parameters")
+    if not any(parameter.numel() for parameter in parameters):
+        raise ValueError(f"parameters must not be empty, got {[tuple(p.shape) for p in parameters]}")
     if rates is not None and (
         len(rates) != len(parameters) or not all(0 <= rate < math.inf for rate in rates)
     ):
         raise ValueError(f"rates must be {len(parameters)} numbers of at least 0, got {list(rates)}")
+    for name, value in (("most_outputs", most_outputs), ("sketch", sketch)):
+        if value is not None:
+            check_count(name, value)
     weights = [1.0] * len(parameters) if rates is None else [math.sqrt(rate) for rate in rates]
     device = parameters[0].device
     total = sum(p.numel() for p in parameters)

@@ -94,7 +94,7 @@ def test_bad_input_is_named():
     x = torch.ones(3, 2)
     for call, message in (
         (lambda: breaking_distance(x, x[:2]), "must be of one shape"),
-        (lambda: breaking_distance(x, x, scale=0.0), "scale must be positive, got 0.0"),
+        (lambda: breaking_distance(x, x, scale=0.0), "scale must be positive or None, got 0.0"),
         (lambda: unit_clusters(x, threshold=0.1), r"must be \[B, U, U\], got \(3, 2\)"),
         (lambda: loss_phases([1], []), "must be of one length, got 1 and 0"),
         (lambda: loss_phases([1], [1], flat=2.0), "flat must be less than steep"),

@@ -218,3 +218,10 @@ def test_wrong_arguments_are_named():
         neural_collapse_from_sums(counts[:2], sums, second)
     with pytest.raises(ValueError, match="second_sum must be"):
         neural_collapse_from_sums(counts, sums, second[:3, :3])
+
+
+def test_a_class_whose_sum_is_not_known_is_not_left_out_as_empty():
+    counts, sums = torch.tensor([2.0, 2.0, 0.0]), torch.tensor([[2.0, 0.0], [-2.0, 0.0], [0.0, 0.0]])
+    assert neural_collapse_from_sums(counts, sums, torch.eye(2)).nc2.isfinite()
+    sums[2, 0] = torch.nan
+    assert neural_collapse_from_sums(counts, sums, torch.eye(2)).nc2.isnan()

@@ -165,6 +165,7 @@ def test_the_null_level_is_the_mean_over_rotations(size, tolerance):
     spectrum = torch.arange(1, size + 1, dtype=torch.float64) ** -1.0
     a = halves(gaussian(8 * size, size, seed=size) * spectrum + 0.3)
     b = halves(gaussian(8 * size, size, seed=size + 1) * spectrum.flip(0))
+    a, b = (a[0], 2 * a[1]), (b[0], 3 * b[1])  # halves of unequal size
     z = gaussian(size, size, seed=9)
     z = z.mT @ z
     for left, right in ((a, b), (a, z), (z, b)):

@@ -267,6 +267,14 @@ def test_many_units_are_grouped_as_by_all_pairs_at_once(monkeypatch, shape, hash
         assert unit_groups(weight, None, outgoing.T).tolist() == slow_groups(weight, outgoing)
 
 
+def test_units_that_differ_in_a_few_weights_only_are_grouped_as_by_all_pairs():
+    for seed in range(3):
+        few = planted(400, 30, seed=seed)
+        weight = torch.cat([few, torch.zeros(400, 670)], dim=1)  # what is compared first is all there is
+        assert _grouping._few_entries(weight, tolerance=1e-2) is not None
+        assert unit_groups(weight).tolist() == slow_groups(few)
+
+
 def test_hashing_joins_no_units_that_do_not_agree_and_misses_few_that_do(monkeypatch):
     monkeypatch.setattr(_grouping, "HASHED_ABOVE", 0)
     missed = 0
