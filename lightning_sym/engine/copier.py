@@ -96,10 +96,12 @@ class Copier:
 
     def __call__(self, x: Any) -> Any:
         """Return a copy of anything; constants are their own."""
+        own = type(x)  # not isinstance: a weak proxy says that it is what it stands for
+        if own in _CONSTANTS:
+            return x
         found = self.memo.get(id(x), _NOTHING)
         if found is not _NOTHING:
             return found
-        own = type(x)  # not isinstance: a weak proxy says that it is what it stands for
         if issubclass(own, _CONSTANTS) and not _has_state(x):
             return x
         for kind, way in _WAYS:

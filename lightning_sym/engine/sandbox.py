@@ -324,6 +324,11 @@ class _Watch(TorchDispatchMode):
                 if tensor is not None and (place := _storage(tensor)):
                     self._owners[place] = type(module).__name__
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Do without torch's wrapper that keeps the compiler out: it imports it, and all is eager."""
+        return False
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run an operation, unless it uses a tensor of an original."""
         for leaf in tree_leaves((args, kwargs)):
