@@ -143,6 +143,9 @@ class Copier:
         y = self._object(x)
         if isinstance(y, Uncopied):
             raise NotApartError(f"{type(x).__name__} can't be run apart from itself: {y.reason}")
+        if isinstance(x, torch.jit.ScriptModule):  # it clones parameters as a part of the graph
+            for old, new in zip(x.parameters(), y.parameters(), strict=True):
+                new.detach_().requires_grad_(old.requires_grad)
         for name, hooks in fresh.items():
             hooks.update({key: self(hook) for key, hook in vars(x)[name].items() if is_needed(hook)})
             vars(y)[name] = hooks  # a __deepcopy__ of the module's own may have put the original's
@@ -257,7 +260,7 @@ class Copier:
     def _object(self, x: Any) -> Any:
         if type(x) in _LOCKS:
             return self.put(x, _LOCKS[type(x)]())
-        if type(x).__name__ == "LightningOptimizer":  # it steps through the trainer
+        if any(kind.__name__ == "LightningOptimizer" for kind in type(x).__mro__):  # steps by the trainer
             return self.put(x, self(x._optimizer))
         if _is_shared(x):
             return x

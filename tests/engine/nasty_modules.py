@@ -11,8 +11,10 @@ import lightning.pytorch as pl
 import numpy as np
 import torch
 from torch import nn
+from torch.ao import quantization
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations, prune
+from torch.utils.checkpoint import checkpoint
 from torchmetrics import MeanMetric
 
 
@@ -305,7 +307,50 @@ def shared_weight():
     return module
 
 
+class Checkpoints(Base):
+    def forward(self, x):
+        return checkpoint(lambda y: self.net(y), x, use_reentrant=False)
+
+
+class Maps(Base):
+    def __init__(self):
+        super().__init__()
+        self.each = torch.vmap(lambda row: self.net(row))
+
+    def forward(self, x):
+        return self.each(x)
+
+
+def traced():
+    module = Base()
+    module.net = torch.fx.symbolic_trace(module.net)
+    return module
+
+
+def scripted():
+    module = Base()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # scripting is deprecated
+        module.net = torch.jit.script(module.net)
+    return module
+
+
+def quantised():
+    module = Base()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # eager quantisation is deprecated
+        module.net.qconfig = quantization.get_default_qat_qconfig("fbgemm")
+        quantization.prepare_qat(module.train(), inplace=True)
+        module(torch.linspace(-1, 1, 8).reshape(2, 4))  # observers have seen something
+    return module
+
+
 NASTY = {
+    "checkpoint": Checkpoints,
+    "vmap": Maps,
+    "traced": traced,
+    "scripted": scripted,
+    "quantised": quantised,
     "plain": Base,
     "counts": Counts,
     "class attributes": CountsInItsClass,

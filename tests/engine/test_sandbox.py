@@ -142,7 +142,7 @@ def test_nothing_of_the_users_changes(kind, way, capsys):
     module = ready(NASTY[kind])
     if kind == "lazy" and "grad" in str(WAYS[way]):
         module(torch.ones(2, 4))
-    fired = attach_hooks(module) if kind not in ("lazy", "compiled child") else []
+    fired = attach_hooks(module) if kind not in ("lazy", "compiled child", "scripted") else []
     before = everything(module)
     run, options = WAYS[way]
     x = torch.linspace(-1, 1, 24).reshape(6, 4)
@@ -200,6 +200,16 @@ def test_gradients_are_those_of_an_independent_module_and_its_own(kind):
         assert (found[name] is None) == (parameter.grad is None), name
         assert parameter.grad is None or torch.equal(found[name], parameter.grad), name
     assert all(bool((p.grad == 0.5).all()) for p in module.parameters())
+
+
+def test_attention_takes_its_fast_path_as_on_its_own():
+    layer = nn.TransformerEncoderLayer(8, 2, batch_first=True).eval()
+    x = torch.linspace(-1, 1, 80).reshape(2, 5, 8)
+    with torch.no_grad():
+        expected = layer(x)
+    with Sandbox(layer).open() as apart:
+        assert torch.equal(apart("forward", x), expected)
+        assert torch.equal(apart("forward", x), expected)
 
 
 def test_shared_parameters_stay_shared_and_keep_their_attributes():

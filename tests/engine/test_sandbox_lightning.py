@@ -8,6 +8,7 @@ import lightning.pytorch as pl
 import pytest
 import pytorch_lightning
 import torch
+from lightning.fabric import Fabric
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -186,6 +187,21 @@ def test_a_step_on_the_side_of_a_fit(package, manual, capsys):
     assert all(torch.equal(a, b) for a, b in zip(module.parameters(), bare.parameters(), strict=True))
     assert trainer.loggers[0].said == other.loggers[0].said
     assert trainer.callback_metrics == other.callback_metrics
+
+
+def test_a_fabric_module():
+    fabric = Fabric(accelerator="cpu", devices=1, precision="bf16-mixed")
+    inner = nn.Sequential(nn.Linear(4, 3))
+    module, _ = fabric.setup(inner, torch.optim.SGD(inner.parameters(), 0.1))
+    x = torch.ones(2, 4)
+    with Sandbox(module).open(grad=True, full_precision=True) as apart:
+        found = apart("forward", x)
+        found.sum().backward()
+        assert [name for name, _ in apart.module.named_parameters()] == [
+            n for n, _ in module.named_parameters()
+        ]
+    assert torch.equal(found, inner(x))  # without the wrapper's autocast
+    assert all(p.grad is None for p in module.parameters())
 
 
 def test_metaclasses_are_not_told():
