@@ -116,10 +116,11 @@ class Copier:
 
     # One method for each kind of object.
 
-    def _tensor(self, x: Tensor) -> Tensor:
+    def _tensor(self, x: Any) -> Any:
+        kind: Any = type(x)
         with torch.no_grad():
             if is_lazy(x):  # a buffer's own __deepcopy__ refuses
-                y = type(x)(x.requires_grad, x.data.device, x.data.dtype)  # type: ignore[call-arg]
+                y: Any = kind(x.requires_grad, x.data.device, x.data.dtype)
             elif isinstance(x, nn.Parameter) or (x.is_leaf and not x.is_inference()):
                 y = x.__deepcopy__(self.memo)
             else:
@@ -274,7 +275,7 @@ class Copier:
     def _reconstructed(self, x: Any) -> Any:
         if (own := getattr(type(x), "__deepcopy__", None)) is not None:
             if _is_of(own, "torch.nn.utils.parametrize"):  # what copy.deepcopy would do, by its own means
-                y = self.put(x, type(x).__new__(type(x)))
+                y = self.put(x, object.__new__(type(x)))
                 state = {name: value for name, value in vars(x).items() if name != "_compiled_call_impl"}
                 vars(y).update(self(state))
                 return y

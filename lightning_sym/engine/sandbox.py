@@ -353,8 +353,8 @@ def _copy(module: nn.Module, copier: Copier, trainer: Any) -> nn.Module:
             found.append(vars(child).get(name))
     for thing in (*hung["_trainer"], *hung["_fabric"]):
         if thing is not None:
-            copier.put(thing, thing)
-            copier.put(strategy := getattr(thing, "strategy", None), strategy)
+            for shared in (thing, getattr(thing, "strategy", None)):
+                copier.put(shared, shared)
     copy = copier(module)
     for original in copier.modules:
         child = copier.memo[id(original)]
