@@ -45,7 +45,6 @@ _CONSTANTS = (
     types.CodeType, types.ModuleType, property, staticmethod, classmethod, torch.dtype, torch.device,
     torch.Size, torch.layout, torch.memory_format, torch.jit.ScriptFunction, logging.Logger,
 )  # fmt: skip
-_BUILTIN_METHODS = (types.BuiltinMethodType, types.MethodWrapperType)
 _CACHED = type(functools.lru_cache(len))
 _LOCKS = {type(threading.Lock()): threading.Lock, type(threading.RLock()): threading.RLock}
 _NOTHING = object()
@@ -234,13 +233,6 @@ class Copier:
         same = function is x.__func__ and owner is x.__self__
         return self.put(x, x if same else types.MethodType(function, owner))
 
-    def _builtin(self, x: Any) -> Any:
-        owner = x.__self__
-        if owner is None or isinstance(owner, type | types.ModuleType):
-            return x
-        copied = self(owner)
-        return x if copied is owner else self.put(x, getattr(copied, x.__name__))
-
     def _cache(self, x: Any) -> Any:
         function = self(x.__wrapped__)
         same = function is x.__wrapped__
@@ -252,11 +244,6 @@ class Copier:
         if target is None or (id(target) not in self.memo and id(target) not in self._parts):
             return x
         return self.put(x, (weakref.proxy if proxy else weakref.ref)(self(target)))
-
-    def _generator(self, x: torch.Generator) -> torch.Generator:
-        y = torch.Generator(x.device)
-        y.set_state(x.get_state())
-        return self.put(x, y)
 
     def _object(self, x: Any) -> Any:
         if type(x) in _LOCKS:
@@ -274,7 +261,7 @@ class Copier:
 
     def _reconstructed(self, x: Any) -> Any:
         if (own := getattr(type(x), "__deepcopy__", None)) is not None:
-            if _is_of(own, "torch.nn.utils.parametrize"):  # what copy.deepcopy would do, by its own means
+            if _is_of(own, "torch.nn.utils.parametrize"):  # what its own would do, with the memo filled first
                 y = self.put(x, object.__new__(type(x)))
                 state = {name: value for name, value in vars(x).items() if name != "_compiled_call_impl"}
                 vars(y).update(self(state))
@@ -313,10 +300,8 @@ _WAYS: tuple[tuple[Any, Callable[[Copier, Any], Any]], ...] = (
     (nn.Module, Copier._module),
     (types.FunctionType, Copier._function),
     (types.MethodType, Copier._method),
-    (_BUILTIN_METHODS, Copier._builtin),
     (_CACHED, Copier._cache),
     ((weakref.ref, *weakref.ProxyTypes), Copier._reference),
-    (torch.Generator, Copier._generator),
 )
 
 

@@ -307,6 +307,33 @@ def shared_weight():
     return module
 
 
+class PlainLeaf(Base):
+    """A tensor that is trained and registered nowhere."""
+
+    def __init__(self):
+        super().__init__()
+        self.table = [torch.ones(3, requires_grad=True)]
+        self.table[0].grad = torch.ones(3)
+
+    def forward(self, x):
+        return self.net(x) * self.table[0]
+
+
+class ParametrizedParent(Base):
+    """A class that parametrization made, with a child that knows it and a function that captured it."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.eye(3))
+        self.net[1].parents = [self]
+        self.calls = []
+        self.run = lambda x: (self.calls.append(1), self.net(x) @ self.weight)[1]
+        parametrizations.weight_norm(self)
+
+    def forward(self, x):
+        return self.net[1].parents[0].run(x)
+
+
 class Checkpoints(Base):
     def forward(self, x):
         return checkpoint(lambda y: self.net(y), x, use_reentrant=False)
@@ -346,6 +373,8 @@ def quantised():
 
 
 NASTY = {
+    "plain leaf": PlainLeaf,
+    "parametrized parent": ParametrizedParent,
     "checkpoint": Checkpoints,
     "vmap": Maps,
     "traced": traced,

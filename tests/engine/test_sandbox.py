@@ -300,19 +300,34 @@ def test_overlapping_sandboxes_of_threads_leave_no_setting_behind():
     assert torch.backends.cuda.flash_sdp_enabled() == flags
 
 
-def test_what_cannot_be_copied_is_said_where_it_is_used():
+@pytest.mark.parametrize("use", [next, lambda stream: stream.send(None), lambda stream: max(stream)])
+def test_what_cannot_be_copied_is_said_where_it_is_used(use):
     class Streams(Base):
         def __init__(self):
             super().__init__()
             self.stream = (i for i in range(3))
 
         def forward(self, x):
-            return self.net(x) + next(self.stream)
+            return self.net(x) + use(self.stream)
 
     module = Streams()
     with pytest.raises(NotApartError, match="generator"), Sandbox(module).open() as apart:
         apart("forward", torch.ones(2, 4))
     assert next(module.stream) == 0
+
+
+def test_gradients_of_plain_tensors_are_left_out():
+    module = NASTY["plain leaf"]()
+    with Sandbox(module).open() as apart:
+        assert apart.module.table[0].grad is None
+        assert apart.module.table[0].requires_grad
+
+
+def test_what_is_compiled_is_replaced_by_what_was_compiled():
+    with Sandbox(NASTY["compiled method"]()).open() as apart:
+        assert apart.module.run == apart.module.net.forward
+    with Sandbox(NASTY["compiled child"]()).open() as apart:
+        assert not isinstance(apart.module.net, torch._dynamo.OptimizedModule)
 
 
 def test_sharded_modules_are_refused():
