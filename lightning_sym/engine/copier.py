@@ -45,7 +45,6 @@ _CONSTANTS = (
     types.CodeType, types.ModuleType, property, staticmethod, classmethod, torch.dtype, torch.device,
     torch.Size, torch.layout, torch.memory_format, torch.jit.ScriptFunction, logging.Logger,
 )  # fmt: skip
-_BUILTIN_METHODS = (types.BuiltinMethodType, types.MethodWrapperType)
 _CACHED = type(functools.lru_cache(len))
 _LOCKS = {type(threading.Lock()): threading.Lock, type(threading.RLock()): threading.RLock}
 _NOTHING = object()
@@ -96,10 +95,12 @@ class Copier:
 
     def __call__(self, x: Any) -> Any:
         """Return a copy of anything; constants are their own."""
+        own = type(x)  # not isinstance: a weak proxy says that it is what it stands for
+        if own in _CONSTANTS:
+            return x
         found = self.memo.get(id(x), _NOTHING)
         if found is not _NOTHING:
             return found
-        own = type(x)  # not isinstance: a weak proxy says that it is what it stands for
         if issubclass(own, _CONSTANTS) and not _has_state(x):
             return x
         for kind, way in _WAYS:
@@ -114,10 +115,11 @@ class Copier:
 
     # One method for each kind of object.
 
-    def _tensor(self, x: Tensor) -> Tensor:
+    def _tensor(self, x: Any) -> Any:
+        kind: Any = type(x)
         with torch.no_grad():
             if is_lazy(x):  # a buffer's own __deepcopy__ refuses
-                y = type(x)(x.requires_grad, x.data.device, x.data.dtype)  # type: ignore[call-arg]
+                y: Any = kind(x.requires_grad, x.data.device, x.data.dtype)
             elif isinstance(x, nn.Parameter) or (x.is_leaf and not x.is_inference()):
                 y = x.__deepcopy__(self.memo)
             else:
@@ -141,6 +143,9 @@ class Copier:
         y = self._object(x)
         if isinstance(y, Uncopied):
             raise NotApartError(f"{type(x).__name__} can't be run apart from itself: {y.reason}")
+        if isinstance(x, torch.jit.ScriptModule):  # it clones parameters as a part of the graph
+            for old, new in zip(x.parameters(), y.parameters(), strict=True):
+                new.detach_().requires_grad_(old.requires_grad)
         for name, hooks in fresh.items():
             hooks.update({key: self(hook) for key, hook in vars(x)[name].items() if is_needed(hook)})
             vars(y)[name] = hooks  # a __deepcopy__ of the module's own may have put the original's
@@ -228,13 +233,6 @@ class Copier:
         same = function is x.__func__ and owner is x.__self__
         return self.put(x, x if same else types.MethodType(function, owner))
 
-    def _builtin(self, x: Any) -> Any:
-        owner = x.__self__
-        if owner is None or isinstance(owner, type | types.ModuleType):
-            return x
-        copied = self(owner)
-        return x if copied is owner else self.put(x, getattr(copied, x.__name__))
-
     def _cache(self, x: Any) -> Any:
         function = self(x.__wrapped__)
         same = function is x.__wrapped__
@@ -247,15 +245,10 @@ class Copier:
             return x
         return self.put(x, (weakref.proxy if proxy else weakref.ref)(self(target)))
 
-    def _generator(self, x: torch.Generator) -> torch.Generator:
-        y = torch.Generator(x.device)
-        y.set_state(x.get_state())
-        return self.put(x, y)
-
     def _object(self, x: Any) -> Any:
         if type(x) in _LOCKS:
             return self.put(x, _LOCKS[type(x)]())
-        if type(x).__name__ == "LightningOptimizer":  # it steps through the trainer
+        if any(kind.__name__ == "LightningOptimizer" for kind in type(x).__mro__):  # steps by the trainer
             return self.put(x, self(x._optimizer))
         if _is_shared(x):
             return x
@@ -268,8 +261,8 @@ class Copier:
 
     def _reconstructed(self, x: Any) -> Any:
         if (own := getattr(type(x), "__deepcopy__", None)) is not None:
-            if _is_of(own, "torch.nn.utils.parametrize"):  # what copy.deepcopy would do, by its own means
-                y = self.put(x, type(x).__new__(type(x)))
+            if _is_of(own, "torch.nn.utils.parametrize"):  # what its own would do, with the memo filled first
+                y = self.put(x, object.__new__(type(x)))
                 state = {name: value for name, value in vars(x).items() if name != "_compiled_call_impl"}
                 vars(y).update(self(state))
                 return y
@@ -307,10 +300,8 @@ _WAYS: tuple[tuple[Any, Callable[[Copier, Any], Any]], ...] = (
     (nn.Module, Copier._module),
     (types.FunctionType, Copier._function),
     (types.MethodType, Copier._method),
-    (_BUILTIN_METHODS, Copier._builtin),
     (_CACHED, Copier._cache),
     ((weakref.ref, *weakref.ProxyTypes), Copier._reference),
-    (torch.Generator, Copier._generator),
 )
 
 

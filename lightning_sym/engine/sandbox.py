@@ -324,6 +324,11 @@ class _Watch(TorchDispatchMode):
                 if tensor is not None and (place := _storage(tensor)):
                     self._owners[place] = type(module).__name__
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Do without torch's wrapper that keeps the compiler out: it imports it, and all is eager."""
+        return False
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run an operation, unless it uses a tensor of an original."""
         for leaf in tree_leaves((args, kwargs)):
@@ -348,8 +353,8 @@ def _copy(module: nn.Module, copier: Copier, trainer: Any) -> nn.Module:
             found.append(vars(child).get(name))
     for thing in (*hung["_trainer"], *hung["_fabric"]):
         if thing is not None:
-            copier.put(thing, thing)
-            copier.put(strategy := getattr(thing, "strategy", None), strategy)
+            for shared in (thing, getattr(thing, "strategy", None)):
+                copier.put(shared, shared)
     copy = copier(module)
     for original in copier.modules:
         child = copier.memo[id(original)]

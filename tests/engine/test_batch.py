@@ -59,6 +59,7 @@ CASES = {
     "views stay together before an option": ([[X, X], Y], None, one_or_two, ([X, X],), {}),
     "a tuple of two for an optional second": (((X, Z), Y), None, one_or_two, (X, Z), {}),
     "a tuple for one parameter": (((X, Z), Y), None, one, ((X, Z),), {}),
+    "a tuple of one for one parameter": (((X,), Y), None, one, ((X,),), {}),
     "a tuple for any number": (((X, Z), Y), None, any_number, (X, Z), {}),
     "a named tuple is one thing": ((Named(X, Y), Z), None, two, None, None),
     "a dict by the signature": (DICT, None, features_and_scale, (), {"features": X, "scale": Z}),

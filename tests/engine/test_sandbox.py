@@ -4,7 +4,6 @@ import functools
 import random
 import threading
 import warnings
-import weakref
 from dataclasses import dataclass
 
 import lightning.pytorch as pl
@@ -13,332 +12,9 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
-from torch.nn.utils import parametrizations, prune
-from torchmetrics import MeanMetric
 
 from lightning_sym.engine.sandbox import NotApartError, Sandbox, training_loss
-
-
-def net():
-    return nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 3))
-
-
-class Base(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.net = net()
-
-    def forward(self, x):
-        return self.net(x)
-
-    def loss(self, x):
-        return self(x).square().mean()
-
-
-class Counts(Base):
-    def __init__(self):
-        super().__init__()
-        self.calls, self.seen, self.rows = 0, [], {"n": [0]}
-
-    def forward(self, x):
-        self.calls += 1
-        self.seen.append(x.mean())
-        self.rows["n"][0] += 1
-        return super().forward(x)
-
-
-class CountsInItsClass(Base):
-    calls = 0
-    seen = []  # noqa: RUF012
-
-    def forward(self, x):
-        type(self).calls += 1
-        self.seen.append(x.mean().item())
-        return super().forward(x)
-
-
-class Lambda(Base):
-    def __init__(self):
-        super().__init__()
-        self.calls = []
-        self.run = lambda x: (self.calls.append(1), self.net(x))[1]
-
-    def forward(self, x):
-        return self.run(x)
-
-
-class WrappedMethod(Base):
-    def __init__(self):
-        super().__init__()
-        bound = self.net.forward
-        self.net.forward = functools.wraps(bound)(lambda x: bound(x))
-
-
-class InstanceForward(Base):
-    def __init__(self):
-        super().__init__()
-
-        def forward(x, *, layers=self.net):
-            return layers(x)
-
-        self.forward = forward
-
-
-class Partial(Base):
-    def __init__(self):
-        super().__init__()
-        self.run = functools.partial(lambda first, x: self.net[2](first(x).relu()), self.net[0])
-
-    def forward(self, x):
-        return self.run(x)
-
-
-class FunctionOfLeaf(Base):
-    """Captures parameters, not modules, in a tuple inside of a closure inside of a dict."""
-
-    def __init__(self):
-        super().__init__()
-        weights = (self.net[0].weight, self.net[2].weight)
-        self.steps = {"first": (lambda x: F.linear(x, weights[0]),), "second": [lambda x: x @ weights[1].T]}
-
-    def forward(self, x):
-        return self.steps["second"][0](self.steps["first"][0](x).relu())
-
-
-class Counter(Base):
-    """Counts with a nonlocal, and appends by a method of a list."""
-
-    def __init__(self):
-        super().__init__()
-        calls, kept = 0, []
-
-        def count():
-            nonlocal calls
-            calls += 1
-            return calls
-
-        self.count, self.keep, self.peek = count, kept.append, lambda: (calls, len(kept))
-
-    def forward(self, x):
-        self.keep(self.count())
-        return self.net(x)
-
-
-class BoundMethod(Base):
-    def __init__(self):
-        super().__init__()
-        self.run = self.net.forward
-
-    def forward(self, x):
-        return self.run(x)
-
-
-class WeakParent(Base):
-    """A child that reaches its parent by a weak reference and a proxy, as nobody registers them."""
-
-    def __init__(self):
-        super().__init__()
-        self.count = 0
-        self.net[1].parent = weakref.ref(self)
-        self.net[1].proxies = [weakref.proxy(self)]
-
-    def forward(self, x):
-        parent = self.net[1].parent()
-        parent.count += 1
-        self.net[1].proxies[0].count += 1
-        return parent.net(x)
-
-
-class Cached(Base):
-    def __init__(self):
-        super().__init__()
-        self.table = functools.lru_cache(maxsize=4)(lambda n: self.net[0].weight[:n].sum())
-
-    def forward(self, x):
-        return self.net(x) * self.table(2)
-
-
-@dataclass
-class Kept:
-    loss: torch.Tensor
-    pair: tuple
-
-
-class KeepsGraphs(Base):
-    def __init__(self):
-        super().__init__()
-        loss = self.net(torch.ones(2, 4)).mean()
-        self.losses, self.kept, self.by_name = [loss], Kept(loss, (loss, 1)), {"a": {"b": (loss,)}}
-        self.last = loss
-
-    def forward(self, x):
-        self.losses.append(self.net(x).mean())
-        return self.net(x) + self.last
-
-
-class Unregistered(Base):
-    """A teacher in a list, which is no submodule."""
-
-    def __init__(self):
-        super().__init__()
-        self.teachers = [nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3))]
-
-    def forward(self, x):
-        return self.net(x) + self.teachers[0](x)
-
-
-class Statistics(Base):
-    def __init__(self):
-        super().__init__()
-        self.net.append(nn.BatchNorm1d(3))
-        self.net.append(nn.Dropout(0.5))
-        self.register_buffer("n", torch.zeros(()))
-        self.metric = MeanMetric()
-        self.metric.update(2.0)
-
-    def forward(self, x):
-        self.n += 1
-        self.metric.update(x.mean())
-        self.metric.compute()
-        return self.net(x)
-
-
-class Draws(Base):
-    def __init__(self):
-        super().__init__()
-        self.own, self.numpys = torch.Generator().manual_seed(1), np.random.default_rng(1)
-
-    def forward(self, x):
-        noise = torch.randn(x.shape, generator=self.own).mean() + self.numpys.normal()
-        return self.net(x) * torch.rand(()) + np.random.rand() + random.random() + noise  # noqa: NPY002
-
-
-class Locked(Base):
-    """Holds what can't be copied: a lock, which is made anew, and an iterator that forward leaves alone."""
-
-    def __init__(self):
-        super().__init__()
-        self.lock, self.stream = threading.Lock(), (i for i in range(3))
-
-    def forward(self, x):
-        with self.lock:
-            return self.net(x)
-
-
-class SpeaksOut(pl.LightningModule):
-    def __init__(self):
-        super().__init__()
-        self.net, self.inner = net(), InnerModule()
-
-    def forward(self, x):
-        self.log("size", x.mean())
-        self.log_dict({"a": 1.0})
-        self.print("spoken")
-        return self.inner(self.net(x))
-
-    def loss(self, x):
-        return self(x).square().mean()
-
-
-class InnerModule(pl.LightningModule):
-    def forward(self, x):
-        self.log("inner", x.mean())
-        return x
-
-
-def old_norm(norm):
-    def make():
-        module = Base()
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)
-            norm(module.net[0])
-        module(torch.ones(2, 4))
-        return module
-
-    return make
-
-
-def parametrized(norm):
-    def make():
-        module = Base()
-        norm(module.net[0])
-        return module
-
-    return make
-
-
-def lazy():
-    module = Base()
-    module.net = nn.Sequential(nn.LazyLinear(5), nn.LazyBatchNorm1d(), nn.Linear(5, 3))
-    return module
-
-
-def recurrent():
-    class Recurrent(Base):
-        def __init__(self):
-            super().__init__()
-            self.net = nn.LSTM(4, 3, batch_first=True)
-
-        def forward(self, x):
-            return self.net(x[:, None])[0][:, 0]
-
-    return Recurrent()
-
-
-def compiled(part):
-    def make():
-        module = Base()
-        if part == "method":
-            module.run = torch.compile(module.net.forward, backend="eager")
-            module.forward = lambda x: module.run(x)
-        elif part == "child":
-            module.net = torch.compile(module.net, backend="eager")
-        else:
-            module.net.compile(backend="eager")
-        return module
-
-    return make
-
-
-def shared_weight():
-    module = Base()
-    module.tied = nn.Linear(4, 5)
-    module.tied.weight = module.net[0].weight
-    module.net[0].weight.tag = "kept"
-    return module
-
-
-NASTY = {
-    "plain": Base,
-    "counts": Counts,
-    "class attributes": CountsInItsClass,
-    "lambda": Lambda,
-    "wrapped method": WrappedMethod,
-    "instance forward": InstanceForward,
-    "partial": Partial,
-    "function of parameters": FunctionOfLeaf,
-    "nonlocal counter": Counter,
-    "bound method": BoundMethod,
-    "weak parent": WeakParent,
-    "cache": Cached,
-    "graphs kept": KeepsGraphs,
-    "unregistered": Unregistered,
-    "statistics": Statistics,
-    "draws": Draws,
-    "lock": Locked,
-    "lightning": SpeaksOut,
-    "old weight norm": old_norm(nn.utils.weight_norm),
-    "old spectral norm": old_norm(nn.utils.spectral_norm),
-    "pruned": old_norm(lambda layer: prune.l1_unstructured(layer, "weight", 3)),
-    "weight norm": parametrized(parametrizations.weight_norm),
-    "spectral norm": parametrized(parametrizations.spectral_norm),
-    "lazy": lazy,
-    "recurrent": recurrent,
-    "compiled method": compiled("method"),
-    "compiled child": compiled("child"),
-    "compiled in place": compiled("in place"),
-    "tied": shared_weight,
-}
+from tests.engine.nasty_modules import NASTY, Base, CountsInItsClass, Kept, Statistics, shared_weight
 
 
 def no_function(apart, x):
@@ -466,7 +142,7 @@ def test_nothing_of_the_users_changes(kind, way, capsys):
     module = ready(NASTY[kind])
     if kind == "lazy" and "grad" in str(WAYS[way]):
         module(torch.ones(2, 4))
-    fired = attach_hooks(module) if kind not in ("lazy", "compiled child") else []
+    fired = attach_hooks(module) if kind not in ("lazy", "compiled child", "scripted") else []
     before = everything(module)
     run, options = WAYS[way]
     x = torch.linspace(-1, 1, 24).reshape(6, 4)
@@ -524,6 +200,16 @@ def test_gradients_are_those_of_an_independent_module_and_its_own(kind):
         assert (found[name] is None) == (parameter.grad is None), name
         assert parameter.grad is None or torch.equal(found[name], parameter.grad), name
     assert all(bool((p.grad == 0.5).all()) for p in module.parameters())
+
+
+def test_attention_takes_its_fast_path_as_on_its_own():
+    layer = nn.TransformerEncoderLayer(8, 2, batch_first=True).eval()
+    x = torch.linspace(-1, 1, 80).reshape(2, 5, 8)
+    with torch.no_grad():
+        expected = layer(x)
+    with Sandbox(layer).open() as apart:
+        assert torch.equal(apart("forward", x), expected)
+        assert torch.equal(apart("forward", x), expected)
 
 
 def test_shared_parameters_stay_shared_and_keep_their_attributes():
@@ -614,19 +300,45 @@ def test_overlapping_sandboxes_of_threads_leave_no_setting_behind():
     assert torch.backends.cuda.flash_sdp_enabled() == flags
 
 
-def test_what_cannot_be_copied_is_said_where_it_is_used():
+@pytest.mark.parametrize("use", [next, lambda stream: stream.send(None), lambda stream: max(stream)])
+def test_what_cannot_be_copied_is_said_where_it_is_used(use):
     class Streams(Base):
         def __init__(self):
             super().__init__()
             self.stream = (i for i in range(3))
 
         def forward(self, x):
-            return self.net(x) + next(self.stream)
+            return self.net(x) + use(self.stream)
 
     module = Streams()
     with pytest.raises(NotApartError, match="generator"), Sandbox(module).open() as apart:
         apart("forward", torch.ones(2, 4))
     assert next(module.stream) == 0
+
+
+def test_a_module_that_refuses_to_be_copied():
+    class Refuses(nn.Linear):
+        def __getstate__(self):
+            raise TypeError("no copies of this layer")
+
+    module = Base()
+    module.net[0] = Refuses(4, 5)
+    with pytest.raises(NotApartError, match="no copies of this layer"), Sandbox(module).open():
+        pass
+
+
+def test_gradients_of_plain_tensors_are_left_out():
+    module = NASTY["plain leaf"]()
+    with Sandbox(module).open() as apart:
+        assert apart.module.table[0].grad is None
+        assert apart.module.table[0].requires_grad
+
+
+def test_what_is_compiled_is_replaced_by_what_was_compiled():
+    with Sandbox(NASTY["compiled method"]()).open() as apart:
+        assert "_torchdynamo_orig_callable" not in vars(apart.module.run)
+    with Sandbox(NASTY["compiled child"]()).open() as apart:
+        assert not isinstance(apart.module.net, torch._dynamo.OptimizedModule)
 
 
 def test_sharded_modules_are_refused():
