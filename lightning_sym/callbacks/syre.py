@@ -21,8 +21,10 @@ class Syre(Callback):
         anisotropy: b of ``D = 1 + U(-b, b)``, in [0, 1).
         seed: of theta_0 and D.
         relative: whether ``sigma`` is relative to the initialisation scale.
-        start: ``"keep"`` the model's weights as they are, or ``"shift"`` them by theta_0 when a run
-            begins (not when it is resumed).
+        start: ``"keep"`` the model's weights as they are, or ``"shift"`` them by theta_0 before the first
+            step (at the train start, after the sanity check). A run goes on, and is not shifted, if its Trainer
+            has made steps (resumed from a checkpoint, or a second ``fit`` of one Trainer) or if the checkpoint
+            was written after the shift.
 
     Attributes:
         handles: one :class:`~lightning_sym.optim.syre.SyreHandle` an optimizer, during the fit.
@@ -53,7 +55,7 @@ class Syre(Callback):
         self.sigma, self.anisotropy, self.seed = sigma, anisotropy, seed
         self.relative, self.start = relative, start
         self.handles: list[SyreHandle] = []
-        self._resumed = False
+        self._shifted = False  # whether the weights of this run have theta_0 added to them
 
     def _settings(self) -> dict[str, Any]:
         return {
@@ -65,7 +67,7 @@ class Syre(Callback):
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        return self._settings()
+        return {**self._settings(), "shifted": self._shifted}
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -75,13 +77,16 @@ class Syre(Callback):
                     f"{name}={value!r}, but the checkpoint was made with {name}={state_dict[name]!r}: "
                     "another theta_0 would be another loss"
                 )
-        self._resumed = True
+        self._shifted = bool(state_dict["shifted"])
+
+    @override
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage == "fit" and trainer.global_step == 0:
+            self._shifted = False  # another run with the same callback; a checkpoint is loaded after this
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._remove()
-        # Once: another fit with the same callback begins anew.
-        resumed, self._resumed = self._resumed, False
         self.handles = [
             attach_syre(
                 optimizer,
@@ -90,20 +95,26 @@ class Syre(Callback):
                 seed=self.seed,
                 named_parameters=pl_module.named_parameters(),
                 relative=self.relative,
-                start="keep" if resumed else self.start,
             )
             for optimizer in trainer.optimizers
         ]
 
     @override
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # Here, not at the fit's start: only now has every strategy loaded its checkpoint, and has a tuner
+        # put back what it saved (which calls load_state_dict, and is no resumption).
+        if self.start == "shift" and trainer.global_step == 0 and not self._shifted:
+            for handle in self.handles:
+                handle.shift()
+            self._shifted = True
+
+    @override
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._remove()
-        self._resumed = False  # sharded strategies load the state after the fit's start
 
     @override
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         self._remove()
-        self._resumed = False
 
     def _remove(self) -> None:
         for handle in self.handles:

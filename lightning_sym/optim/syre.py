@@ -161,6 +161,12 @@ class SyreHandle:
             for parameter in group["params"]
         }
 
+    @torch.no_grad()
+    def shift(self) -> None:
+        """Add theta_0 to the weights, as ``start="shift"`` does: once, when training begins."""
+        for parameter, offset in self._offsets.items():
+            parameter += offset
+
     def remove(self) -> None:
         """Give the optimizer back: the weights stay as they are, the decay goes to 0 again."""
         self._unshift()
@@ -202,32 +208,34 @@ class SyreHandle:
             params = [p for p in group["params"] if p in self._offsets and p.grad is not None]
             if not params:
                 continue
-            offsets = [self._offsets[p] for p in params]
             if self._route == "shift":
-                torch._foreach_sub_(params, offsets)
+                for kind in _by_kind(params):
+                    torch._foreach_sub_(kind, [self._offsets[p] for p in kind])
                 self._shifted += params
                 continue
             decay = float(group["weight_decay"])
             if decay == 0:
                 continue
-            pulls = self._pulls(params, offsets)
             if _is_decoupled(self._optimizer, group):
                 rate = float(group["lr"]) * decay
                 if params[0].dtype != torch.float64:  # the factor that the optimizer itself would round to
                     rate = 1 - float(torch.tensor(1 - rate, dtype=torch.float32))
-                torch._foreach_lerp_(params, pulls, rate)
-                others = [p for p in group["params"] if p not in self._offsets and p.grad is not None]
-                if others:
-                    torch._foreach_mul_(others, 1 - rate)
+                for kind in _by_kind(params):
+                    torch._foreach_lerp_(kind, self._pulls(kind), rate)
+                for kind in _by_kind(p for p in group["params"] if p not in self._offsets and p.grad is not None):
+                    torch._foreach_mul_(kind, 1 - rate)
                 self._decays.append((group, group["weight_decay"]))
                 group["weight_decay"] = 0.0
                 continue
             scale = getattr(self._optimizer, "grad_scale", None)
             alpha = -decay * (float(scale) if scale is not None else 1.0)
-            torch._foreach_add_([p.grad for p in params], pulls, alpha=-alpha if group["maximize"] else alpha)
+            alpha = -alpha if group["maximize"] else alpha  # the optimizer turns the gradient round
+            for kind in _by_kind(params):
+                torch._foreach_add_([p.grad for p in kind], self._pulls(kind), alpha=alpha)
 
-    def _pulls(self, params: list[Tensor], offsets: list[Tensor]) -> list[Tensor]:
+    def _pulls(self, params: list[Tensor]) -> list[Tensor]:
         """Return ``theta_0 - (D - 1) (phi - theta_0)``: what native decay, ``phi``, is off by."""
+        offsets = [self._offsets[p] for p in params]
         if not self._stretches:
             return offsets
         return [offset - self._stretches[p] * (p - offset) for p, offset in zip(params, offsets, strict=True)]
@@ -239,7 +247,8 @@ class SyreHandle:
             group["weight_decay"] = decay
         if self._shifted:
             params, self._shifted = self._shifted, []
-            torch._foreach_add_(params, [self._offsets[p] for p in params])
+            for kind in _by_kind(params):
+                torch._foreach_add_(kind, [self._offsets[p] for p in kind])
 
 
 def attached(optimizer: torch.optim.Optimizer) -> list[SyreHandle]:
@@ -348,15 +357,21 @@ def attach_syre(
             stacklevel=2,
         )
     if start == "shift":
-        with torch.no_grad():
-            for parameter, offset in offsets.items():
-                parameter += offset
+        handle.shift()
     return handle
 
 
 def _route(optimizer: torch.optim.Optimizer) -> Literal["native", "shift"]:
     known = type(optimizer).__module__.startswith("torch.optim")
     return "native" if known and type(optimizer).__name__ in COUPLED + DECOUPLED else "shift"
+
+
+def _by_kind(params: Iterable[Tensor]) -> list[list[Tensor]]:
+    """Return parameters that one foreach call takes together: plain ones, and DTensors of each mesh."""
+    kinds: dict[Any, list[Tensor]] = {}
+    for parameter in params:
+        kinds.setdefault(getattr(parameter, "device_mesh", None), []).append(parameter)
+    return list(kinds.values())
 
 
 def _is_decoupled(optimizer: torch.optim.Optimizer, group: dict[str, Any]) -> bool:

@@ -8,8 +8,10 @@ import json
 import pytest
 import torch
 from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder
 from lightning.pytorch.plugins import MixedPrecision
 from lightning.pytorch.strategies import SingleDeviceStrategy
+from lightning.pytorch.tuner import Tuner
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
@@ -231,6 +233,134 @@ def test_another_fit_with_the_callback_of_a_resumed_one_is_shifted_again(late, t
     before = net.net[0].weight.detach().clone()
     trainer(callbacks=[syre], max_steps=1).fit(net, batches())
     torch.testing.assert_close(net.net[0].weight, before + syre.handles[0].offsets()["net.0.weight"])
+
+
+class Begun(Callback):
+    """Keeps the weights that the first step finds."""
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if not hasattr(self, "weights"):
+            self.weights = {n: p.detach().clone() for n, p in pl_module.named_parameters()}
+
+
+class Tunable(Classifier):
+    """Has the attributes that tuners change."""
+
+    def __init__(self, **settings) -> None:
+        torch.manual_seed(0)
+        super().__init__(mlp(4, 6, 4), weight_decay=0.2, **settings)
+        self.lr, self.batch_size = 1e-3, 2
+        self.double()
+
+    def train_dataloader(self):
+        return batches(size=self.batch_size)
+
+    def val_dataloader(self):
+        return batches(size=self.batch_size)
+
+
+@pytest.mark.filterwarnings("ignore:.*train_dataloader.*")
+@pytest.mark.parametrize("first", [False, True])
+@pytest.mark.parametrize("how", ["plain", "lr_find", "scale_batch_size", "LearningRateFinder", "BatchSizeFinder"])
+def test_a_run_that_was_tuned_first_begins_shifted_once(how, first, tmp_path):
+    """Tuners save and restore the callbacks' states, and end by an exception of their own."""
+    syre, begun, module = Syre(sigma=0.3, start="shift"), Begun(), Tunable()
+    start = {n: p.detach().clone() for n, p in module.named_parameters()}
+    finders = {
+        "LearningRateFinder": lambda: LearningRateFinder(num_training_steps=4, update_attr=False),
+        "BatchSizeFinder": lambda: BatchSizeFinder(max_trials=2, steps_per_trial=1),
+    }
+    callbacks = [syre, begun]
+    if how in finders:
+        callbacks.insert(0 if first else 2, finders[how]())
+    fit = trainer(max_steps=2, callbacks=callbacks, default_root_dir=tmp_path, enable_checkpointing=False)
+    if how == "lr_find":
+        Tuner(fit).lr_find(module, num_training=4, update_attr=False)
+    if how == "scale_batch_size":
+        Tuner(fit).scale_batch_size(module, max_trials=2, steps_per_trial=1)
+    fit.fit(module)
+    offsets = syre.handles[0].offsets()
+    assert offsets["net.0.weight"].norm() > 0.1
+    for name, value in begun.weights.items():
+        torch.testing.assert_close(value, start[name] + offsets.get(name, 0), rtol=1e-12, atol=1e-12)
+
+
+def test_a_trainer_that_fits_on_is_not_shifted_again():
+    syre, net = Syre(sigma=0.3, start="shift"), model(lr=0.0)
+    before = net.net[0].weight.detach().clone()
+    fit = trainer(max_epochs=1, callbacks=[syre])
+    fit.fit(net, batches())
+    fit.fit_loop.max_epochs = 2
+    fit.fit(net, batches())
+    assert fit.global_step == 8
+    torch.testing.assert_close(net.net[0].weight, before + syre.handles[0].offsets()["net.0.weight"])
+
+
+class SaveAtOnce(Callback):
+    """Writes a checkpoint before the first step."""
+
+    def __init__(self, path) -> None:
+        self.path = path
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if trainer.global_step == 0:
+            trainer.save_checkpoint(self.path)
+
+
+@pytest.mark.parametrize("start", ["keep", "shift"])
+def test_a_checkpoint_of_no_step_has_the_shift_in_it(start, tmp_path):
+    path = tmp_path / "first.ckpt"
+    net = model(lr=0.0)
+    before = net.net[0].weight.detach().clone()
+    syre = Syre(sigma=0.3, start=start)
+    trainer(max_steps=1, callbacks=[syre, SaveAtOnce(path)]).fit(net, batches())
+    resumed = model(lr=0.0)
+    trainer(max_steps=1, callbacks=[Syre(sigma=0.3, start=start)]).fit(resumed, batches(), ckpt_path=path)
+    moved = syre.handles[0].offsets()["net.0.weight"] if start == "shift" else 0
+    torch.testing.assert_close(resumed.net[0].weight, before + moved, rtol=1e-12, atol=1e-12)
+
+
+def test_trainers_of_the_twin_package_are_served_alike(tmp_path):
+    twin = pytest.importorskip("pytorch_lightning")
+
+    class Net(twin.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.net, self.lr = mlp(4, 6, 4).double(), 0.05
+
+        def training_step(self, batch, batch_idx):
+            return F.cross_entropy(self.net(batch[0]), batch[1])
+
+        def configure_optimizers(self):
+            return torch.optim.AdamW(self.parameters(), lr=self.lr, weight_decay=0.3)
+
+    quiet = {
+        "accelerator": "cpu",
+        "devices": 1,
+        "logger": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "default_root_dir": tmp_path,
+    }
+
+    def run(epochs, path=None, *, tune=False):
+        net, syre = Net(), Syre(sigma=0.3, start="shift")
+        fit = twin.Trainer(max_epochs=epochs, callbacks=[syre], enable_checkpointing=False, **quiet)
+        if tune:
+            twin.tuner.Tuner(fit).lr_find(net, batches(), num_training=4, update_attr=False)
+        fit.fit(net, batches(), ckpt_path=path)
+        return fit, net
+
+    fit, _ = run(1)
+    fit.save_checkpoint(tmp_path / "half.ckpt")
+    unbroken, resumed, tuned = run(2)[1], run(2, tmp_path / "half.ckpt")[1], run(2, tune=True)[1]
+    torch.manual_seed(0)
+    net = Classifier(mlp(4, 6, 4), optimizer=torch.optim.AdamW, lr=0.05, weight_decay=0.3).double()
+    trainer(max_epochs=2, callbacks=[Syre(sigma=0.3, start="shift")]).fit(net, batches())
+    for other in (resumed, tuned, net):
+        for a, b in zip(unbroken.parameters(), other.parameters(), strict=True):
+            assert torch.equal(a, b)
 
 
 def relu_model(**settings) -> Classifier:

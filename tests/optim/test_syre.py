@@ -28,6 +28,14 @@ OPTIMIZERS = {
     "nadam": (torch.optim.NAdam, {"lr": 2e-3, "weight_decay": 0.3, "decoupled_weight_decay": True}),
     "rmsprop": (torch.optim.RMSprop, {"lr": 1e-3, "weight_decay": 0.1}),
     "adagrad": (torch.optim.Adagrad, {"lr": 1e-2, "weight_decay": 0.1}),
+    "adamax": (torch.optim.Adamax, {"lr": 2e-3, "weight_decay": 0.1}),
+    "adadelta": (torch.optim.Adadelta, {"lr": 0.5, "weight_decay": 0.1}),
+    "coupled nadam": (torch.optim.NAdam, {"lr": 2e-3, "weight_decay": 0.1}),
+    "radam": (torch.optim.RAdam, {"lr": 2e-3, "weight_decay": 0.1}),
+    "decoupled radam": (
+        torch.optim.RAdam,
+        {"lr": 2e-3, "weight_decay": 0.3, "decoupled_weight_decay": True},
+    ),
 }
 
 
@@ -47,7 +55,7 @@ def rows(step: int) -> Tensor:
     return (torch.arange(16) + 7 * step) % 40
 
 
-def paper(net, x, y, kind, settings, offsets, *, steps, stretches=None):
+def paper(net, x, y, kind, settings, offsets, *, steps, sign=1):
     """Minimise loss(theta + theta_0) with decay of theta, theta being the optimizer's own parameter."""
     theta = {
         name: nn.Parameter(p.detach() - offsets.get(name, torch.zeros_like(p)))
@@ -56,20 +64,20 @@ def paper(net, x, y, kind, settings, offsets, *, steps, stretches=None):
     optimizer = kind(theta.values(), **settings)
     for step in range(steps):
         phi = {name: p + offsets.get(name, torch.zeros_like(p)) for name, p in theta.items()}
-        loss = F.mse_loss(functional_call(net, phi, (x[rows(step)],)), y[rows(step)])
+        loss = sign * F.mse_loss(functional_call(net, phi, (x[rows(step)],)), y[rows(step)])
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
     return {name: p.detach() + offsets.get(name, torch.zeros_like(p)) for name, p in theta.items()}
 
 
-def ours(net, x, y, kind, settings, *, steps, closure, **syre):
+def ours(net, x, y, kind, settings, *, steps, closure, sign=1, **syre):
     optimizer = kind(net.parameters(), **settings)
     handle = attach_syre(optimizer, named_parameters=net.named_parameters(), **syre)
 
     def evaluate(step: int) -> Tensor:
         optimizer.zero_grad()
-        loss = F.mse_loss(net(x[rows(step)]), y[rows(step)])
+        loss = sign * F.mse_loss(net(x[rows(step)]), y[rows(step)])
         loss.backward()
         return loss
 
@@ -96,6 +104,80 @@ def test_training_follows_the_papers_notation(name, closure, dtype):
     for n, p in net.named_parameters():
         assert not torch.equal(p, start[n])
         assert torch.allclose(p, expected[n], rtol=tolerance, atol=tolerance), (p - expected[n]).abs().max()
+
+
+@pytest.mark.parametrize("anisotropy", [0.0, 0.5])
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_a_loss_that_is_maximised_is_pulled_to_the_offset_too(name, anisotropy):
+    """The optimizer turns the gradient round, and then adds its decay: the pull must be turned before."""
+    kind, settings = OPTIMIZERS[name]
+    ends = []
+    for sign in (1, -1):
+        net, x, y = problem()
+        own = {**settings, "maximize": sign < 0}
+        twin = copy.deepcopy(net)
+        handle = ours(
+            net, x, y, kind, own, steps=50, closure=False, sign=sign, sigma=0.5, anisotropy=anisotropy
+        )
+        ends.append(dict(net.named_parameters()))
+        if not anisotropy:
+            expected = paper(twin, x, y, kind, own, handle.offsets(), steps=50, sign=sign)
+            for n, p in net.named_parameters():
+                torch.testing.assert_close(p.detach(), expected[n], rtol=1e-10, atol=1e-12)
+    for n, p in ends[0].items():
+        torch.testing.assert_close(p, ends[1][n], rtol=1e-10, atol=1e-12)
+
+
+def test_a_line_search_sees_shifted_coordinates_at_every_call_of_its_closure():
+    settings = {"lr": 0.5, "max_iter": 4, "line_search_fn": "strong_wolfe"}
+    net, x, y = problem()
+    twin = copy.deepcopy(net)
+
+    class Decaying(torch.optim.LBFGS):
+        """Has a group's weight decay, as syre asks for, and adds it to the gradient."""
+
+        def step(self, closure):
+            def decayed():
+                loss = closure()
+                for p in self.param_groups[0]["params"]:
+                    p.grad.add_(p.detach(), alpha=0.1)
+                    loss = loss + 0.05 * p.detach().square().sum()
+                return loss
+
+            with torch.enable_grad():
+                return super().step(decayed)
+
+    def run(parameters, evaluate, attach):
+        optimizer = Decaying(parameters, **settings)
+        optimizer.param_groups[0]["weight_decay"] = 0.1
+        handle = attach(optimizer)
+        for _ in range(5):
+
+            def closure():
+                optimizer.zero_grad()
+                loss = evaluate()
+                loss.backward()
+                return loss
+
+            optimizer.step(closure)
+        return handle
+
+    handle = run(
+        net.parameters(),
+        lambda: F.mse_loss(net(x), y),
+        lambda optimizer: attach_syre(optimizer, sigma=0.5, named_parameters=net.named_parameters()),
+    )
+    offsets = handle.offsets()
+    theta = {n: nn.Parameter(p.detach() - offsets.get(n, 0)) for n, p in twin.named_parameters()}
+    run(
+        theta.values(),
+        lambda: F.mse_loss(
+            functional_call(twin, {n: p + offsets.get(n, 0) for n, p in theta.items()}, (x,)), y
+        ),
+        lambda optimizer: None,
+    )
+    for n, p in net.named_parameters():
+        torch.testing.assert_close(p.detach(), (theta[n] + offsets.get(n, 0)).detach(), rtol=1e-8, atol=1e-9)
 
 
 @pytest.mark.parametrize("sigma", [0.01, 0.1])

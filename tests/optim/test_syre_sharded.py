@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
+from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from torch.nn import functional as F
 
 from lightning_sym.callbacks import Syre
@@ -108,6 +109,50 @@ def test_shards_of_the_offset_and_steps_are_those_of_the_whole(tmp_path):
                 torch.testing.assert_close(
                     rank[name]["weight"][n], parameter.detach(), rtol=1e-12, atol=1e-14
                 )
+
+
+MIXED = [name for name in CASES if "fused" not in name]  # torch's fused steps refuse such a group
+
+
+def _mixed(rank: int, folder) -> None:
+    """Tensor-parallel layers beside plain ones, all in one group; gains and biases of both kinds too."""
+    dist.init_process_group("gloo", rank=rank, world_size=2)
+    mesh = init_device_mesh("cpu", (2,))
+    found = {}
+    for name in MIXED:
+        net = mixed_net()
+        parallelize_module(net, mesh, {"0": ColwiseParallel(), "2": RowwiseParallel()})
+        kinds = {type(p) for p in net.parameters()}
+        assert len(kinds) == 2
+        offsets, net, _ = run(net, name)
+        found[name] = {
+            part: {n: v.detach().full_tensor() if isinstance(v, DTensor) else v.detach() for n, v in values}
+            for part, values in (("offset", offsets.items()), ("weight", net.named_parameters()))
+        }
+    torch.save(found, folder / f"{rank}.pt")
+    dist.destroy_process_group()
+
+
+def mixed_net() -> nn.Module:
+    torch.manual_seed(0)
+    layers = [nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 6), nn.LayerNorm(6), nn.Linear(6, 3)]
+    return nn.Sequential(*layers).double()
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_sharded_and_plain_tensors_share_a_group(tmp_path):
+    on_two_ranks(_mixed, tmp_path)
+    ranks = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
+    for name in MIXED:
+        offsets, net, _ = run(mixed_net(), name)
+        for rank in ranks:
+            assert rank[name]["offset"].keys() == offsets.keys()
+            for n, parameter in net.named_parameters():
+                torch.testing.assert_close(
+                    rank[name]["weight"][n], parameter.detach(), rtol=1e-10, atol=1e-12
+                )
+                if n in offsets:
+                    assert torch.equal(rank[name]["offset"][n], offsets[n])
 
 
 def _warned(rank: int, folder) -> None:
