@@ -335,9 +335,10 @@ class HierarchyMonitor(Monitor):
             for layer in seen.layers
             if layer.get(_OUTPUTS) is not None and layer[_OUTPUTS].n > 1
         }
-        names = list(ranks)
         for name, rank in ranks.items():
             yield Reading(name, "rank", rank)
+        ranks = {name: rank for name, rank in ranks.items() if math.isfinite(rank)}
+        names = list(ranks)
         for name, role in zip(names[1:], depth_roles(list(ranks.values())), strict=True):
             yield Reading(name, "role", ROLES[role])
 
