@@ -74,6 +74,7 @@ class Engine:
         self._previous: int | None = None
         self._stride = 1  # optimizer steps of the last batch: several optimizers make several
         self._said: set[str] = set()
+        self._compared: dict[str, str] = {}
 
     @property
     def monitors(self) -> list[Any]:
@@ -209,6 +210,7 @@ class Engine:
                 looking=self._looking,
                 seconds=self.seconds,
                 reader=reads.get(layer.module) if layer.part is None else None,
+                compared=self._compared,
             )
             watch.attach()
             self._watches[name] = watch

@@ -60,6 +60,7 @@ class LayerWatch:
         looking: returns whether what runs now belongs to the step.
         seconds: where time is booked.
         reader: the layer that alone reads this layer's units, if known.
+        compared: by layer, what stands against reading its weight (``""``: nothing), once that is known.
 
     Attributes:
         errors: by statistic, what went wrong on this rank.
@@ -76,8 +77,10 @@ class LayerWatch:
         looking: Callable[[], bool],
         seconds: dict[str, float],
         reader: Layer | None = None,
+        compared: dict[str, str] | None = None,
     ) -> None:
         self.layer, self.statistics, self.step, self.reader = layer, list(statistics), step, reader
+        self._compared = {} if compared is None else compared
         self._looking, self._seconds = looking, seconds
         self.device = layer.parameter().device
         self.trained = layer.trained
@@ -134,33 +137,32 @@ class LayerWatch:
 
     def _compare(self, call: Call) -> None:
         """Find out whether the output is W h + b: a subclass may do something else."""
-        self._compared = True
         layer = self.layer
         if call.x is None or not layer.has_input or not layer.linear:
             return
+        some = slice(COMPARED) if layer.part is None else slice(None)
         try:
-            h = layer.inputs(self.batch_first(call.x[:COMPARED] if layer.part is None else call.x), 1)
-            y = layer.outputs(self.batch_first(call.output[:COMPARED] if layer.part is None else call.output), 1)
+            h = layer.inputs(self.batch_first(call.x[some]), 1)
+            y = layer.outputs(self.batch_first(call.output[some]), 1)
             h_NA, y_NO = (s.features().flatten(0, 1)[:COMPARED].double() for s in (h, y))
             blocks, bias = self.weight().blocks.double(), self.weight().bias
             made_NO = torch.einsum("nga,goa->ngo", h_NA.unflatten(1, (len(blocks), -1)), blocks).flatten(1)
             made_NO = made_NO if bias is None else made_NO + bias
+            off_NO = (made_NO - y_NO).abs()
         except Unavailable:
             return
         except (RuntimeError, ValueError, AttributeError):
-            self._no_weight = "its shapes are not those of its weight"
-            return
-        fine_N = made_NO.isfinite().all(1) & y_NO.isfinite().all(1)
-        kinds = {call.output.dtype, self.weight().blocks.dtype}
-        rough = 1e-3 if self.device.type == "cuda" else 1e-5  # TF32
-        tolerance = 1e-2 if kinds - {torch.float32, torch.float64} else rough
-        size = (h_NA.abs().amax(1) * blocks.abs().sum(-1).amax()).clamp_min(1e-30)
-        if made_NO.shape != y_NO.shape:
-            self._no_weight = "its shapes are not those of its weight"
-        elif ((made_NO - y_NO).abs().amax(1)[fine_N] > tolerance * size[fine_N]).any():
-            self._no_weight = "its output is not W h + b of its weight"
-        if self._no_weight:
-            self._weight = None
+            fault = "its shapes are not those of its weight"
+        else:
+            kinds = {call.output.dtype, self.weight().blocks.dtype}
+            rough = 1e-3 if self.device.type == "cuda" else 1e-5  # TF32
+            tolerance = 1e-2 if kinds - {torch.float32, torch.float64} else rough
+            size = (h_NA.abs().amax(1) * blocks.abs().sum(-1).amax()).clamp_min(1e-30)
+            wrong = off_NO.isfinite() & (off_NO > tolerance * size[:, None])
+            fault = "its output is not W h + b of its weight" if wrong.any() else ""
+        self._compared[layer.name] = fault
+        if fault:
+            self._no_weight, self._weight = fault, None
 
     # -- attaching ----------------------------------------------------------------------------
 
@@ -171,7 +173,7 @@ class LayerWatch:
         self.fed_by_data = True
         self._mode = ""  # "plain" while only passes without gradient were seen, then "graph"
         self._foreign = False  # another optimizer stepped since
-        self._compared, self._no_weight = False, ""
+        self._no_weight = self._compared.get(self.layer.name, "")
         self._weight: LayerWeight | None = None
         self.tallies: dict[Statistic, Tally] = {}
         for statistic in self.statistics:
@@ -308,7 +310,7 @@ class LayerWatch:
                 self.calls += 1
                 if x is not None:
                     self.fed_by_data = self.fed_by_data and not x.requires_grad
-                if not self._compared:
+                if self.layer.name not in self._compared:
                     self._compare(call)
                 self._show(call, Tally.forward)
             if output.requires_grad and any(s.uses_gradients for s in self.statistics):
