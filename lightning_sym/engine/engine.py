@@ -409,8 +409,6 @@ class Engine:
     def _publish(
         self, seat: _Seat, values: dict[str, float], media: dict[str, Any], logger_step: int
     ) -> None:
-        if not values and not media:
-            return
         seat.monitor.history.append({"step": self.run.step, "fit": seat.monitor.fit, **values})
         own = len(seat.monitor.prefix)
         values = {seat.quantity + key[own:]: value for key, value in values.items()}
