@@ -163,6 +163,8 @@ class Engine:
         samples = run.samples(batch)
         self._step.samples = samples
         self._step.scale = (samples or 1) * run.accumulated / run.loss_scale
+        for seat in self._due:
+            self._call(seat, "prepare_batch")
 
     def _arm(self) -> None:
         began = time.perf_counter()
@@ -408,7 +410,9 @@ class Engine:
         if not seat.monitor.overrides(method):
             return
         seen = Observation(self.run.step, run=self.run, state=seat.monitor.state)
-        self._attempt(seat.monitor, partial(_place, method, seen), partial(getattr(seat.monitor, method), seen))
+        self._attempt(
+            seat.monitor, partial(_place, method, seen), partial(getattr(seat.monitor, method), seen)
+        )
         if seen.watch is not None:
             seat.layers = seen.watch
 
