@@ -66,8 +66,9 @@ class FeatureLearningMonitor(Monitor):
     no matrix of real numbers (quantised ones) are left out.
 
     All is read on a copy of the module in evaluation mode and full precision, which leaves the module as it
-    is (:class:`~lightning_sym.engine.sandbox.Sandbox`). A reading costs a forward pass and up to ``most_outputs`` backward passes for every probe sample, one
-    sample at a time. Parameters must be whole on every rank (one device, or DDP).
+    is (:class:`~lightning_sym.engine.sandbox.Sandbox`). A reading costs a forward pass and up to
+    ``most_outputs`` backward passes for every probe sample, one sample at a time. Parameters must be whole on
+    every rank (one device, or DDP).
 
     Args:
         every_n_steps: an interval in optimizer steps, or a schedule; ``None``: 6 a decade, log-spaced; or
@@ -175,8 +176,8 @@ class FeatureLearningMonitor(Monitor):
         run = seen.run
         if unset := [name for name, p in run.module.named_parameters() if is_lazy(p)]:
             raise ValueError(
-                f"{unset[0]} has no values yet, so there is no start to compare with; run a batch through the "
-                "module before the fit"
+                f"{unset[0]} has no values yet, so there is no start to compare with; run a batch through "
+                "the module before the fit"
             )
         probe = self._probe(run)
         start = {"args": list(probe.args), "kwargs": dict(probe.kwargs), "rates": self._rates(run)}

@@ -64,7 +64,8 @@ class SharpnessMonitor(Monitor):
     parameters and ``lanczos_steps`` vectors of their number.
 
     The loss must be the mean over samples: ranks each take their share of the probe batch, and losses and
-    products are averaged over ranks, each by its number of samples. Parameters must be whole on every rank (one device, or DDP).
+    products are averaged over ranks, each by its number of samples. Parameters must be whole on every rank
+    (one device, or DDP).
 
     Args:
         every_n_steps: an interval in optimizer steps, or a schedule; or
@@ -73,8 +74,8 @@ class SharpnessMonitor(Monitor):
         samples: at most so many of its samples, over all ranks, if it is made of tensors with a row for each;
             ``None``: all.
         loss: how to get the loss of a batch. By default ``training_step`` is called, with 0 for the batch's
-            index, and ``log`` and loggers muted. Or another method that takes a batch, or a function of (module, batch).
-            The module is the copy. Must be set under manual optimization.
+            index, and ``log`` and loggers muted. Or another method that takes a batch, or a function of
+            (module, batch). The module is the copy. Must be set under manual optimization.
         vectors: random vectors for the trace; 0: no trace.
         lanczos_steps: for the eigenvalue; 0: none.
         per_layer: log the trace of each layer's block too.
