@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_sym.callbacks import monitors
-from lightning_sym.observe import LogSpaced
+from lightning_sym.engine.schedule import LogSpaced
 
 
 def network() -> nn.Module:

@@ -27,7 +27,7 @@ from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, TensorDataset
 
 from lightning_sym.callbacks import CircuitMonitor
-from lightning_sym.observe.schedule import LogSpaced
+from lightning_sym.engine.schedule import LogSpaced
 from lightning_sym.papers.learning_circuit import CircuitDivergenceError, FourSynapse, LearningCircuit
 
 Data = tuple[Tensor, Tensor]

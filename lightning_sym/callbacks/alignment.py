@@ -15,8 +15,8 @@ from lightning_sym.functional.alignment import (
     PAHExponent,
     pah_exponent,
     pah_phase,
-    split_side_alignments,
 )
+from lightning_sym.functional.split_halves import split_side_alignments
 from lightning_sym.observe import Observation, Reading, SecondMoments, Weight
 from lightning_sym.observe.observation import LayerObservation
 from lightning_sym.observe.statistics import SampleMoments

@@ -17,8 +17,8 @@ from lightning_sym.functional.neural_collapse import neural_collapse_from_sums
 from lightning_sym.functional.rank import (
     effective_rank_from_eigenvalues,
     numerical_rank_from_eigenvalues,
-    split_participation_ratio,
 )
+from lightning_sym.functional.split_halves import split_participation_ratio
 from lightning_sym.functional.units import distinct_units, zero_units
 from lightning_sym.observe import Activity, ClassMeans, Observation, Reading, SecondMoments, Weight
 from lightning_sym.observe.observation import LayerObservation

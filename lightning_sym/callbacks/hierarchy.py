@@ -311,7 +311,7 @@ class HierarchyMonitor(Monitor):
                     units = [self._numbers[where][i] for i in mask_S.nonzero().flatten().tolist()]
                     place = {"step": step, "after": self.state.get("read_at", 0), "where": where}
                     changes.append({"event": event, **place, "units": units})
-        self.events += changes
+        self.events.extend(changes)
         if self.keep_distances:
             self.distances.append({"step": step, **distances})
         return changes
@@ -356,7 +356,7 @@ class HierarchyMonitor(Monitor):
             for phase in self._phases()
             if phase.seen == last
         ]
-        self.events += begun
+        self.events.extend(begun)
         return begun
 
     def _phases(self) -> list[Phase]:

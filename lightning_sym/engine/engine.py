@@ -85,6 +85,11 @@ class Engine:
         """Whether a step is being observed."""
         return self._armed_at is not None
 
+    @property
+    def thread(self) -> int | None:
+        """The thread that runs the training step now, if it is run."""
+        return self._inside
+
     # -- the life of a fit --------------------------------------------------------------------
 
     def start(self) -> None:
@@ -159,12 +164,20 @@ class Engine:
             for seat in self._due:
                 self._call(seat, "prepare")
             self._arm()
+        self.set_batch(batch)
+
+    def set_batch(self, batch: Any) -> None:
+        """Say which micro-batch is run from now on."""
+        run = self.run
         run.batch = batch
-        samples = run.samples(batch)
-        self._step.samples = samples
+        self._step.samples = samples = run.samples(batch)
         self._step.scale = (samples or 1) * run.accumulated / run.loss_scale
         for seat in self._due:
             self._call(seat, "prepare_batch")
+
+    def drop_step(self) -> None:
+        """Forget the step that is observed: it did not come to its end."""
+        self._disarm()
 
     def _arm(self) -> None:
         began = time.perf_counter()
@@ -177,9 +190,9 @@ class Engine:
             if has_compiled(run.module):
                 self._stance = torch.compiler.set_stance("force_eager")
             self._watch(layers, wanted)
-        for optimizer in run.optimizers:
+        for optimizer in run.optimizers if not run.reports_steps else ():
             if hasattr(optimizer, "register_step_post_hook"):
-                self._handles.append(optimizer.register_step_post_hook(self._stepped))
+                self._handles.append(optimizer.register_step_post_hook(self.stepped))
         self.held_bytes = sum(
             t.numel() * t.element_size() for watch in self._watches.values() for t in watch.tensors()
         )
@@ -225,7 +238,7 @@ class Engine:
         finally:
             self._inside = before
 
-    def _stepped(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
+    def stepped(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
         """Let the layers of an optimizer that has stepped read their parameters, and look no more."""
         owned = {id(p) for group in optimizer.param_groups for p in group["params"]}
         others = {

@@ -35,6 +35,8 @@ class Run:
         datamodule: the Trainer's, if it has one.
     """
 
+    #: Whether the driver calls ``Engine.stepped`` itself.
+    reports_steps = False
     automatic = True
     clipped = False
     accumulated = 1

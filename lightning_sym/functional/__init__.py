@@ -38,6 +38,10 @@ from lightning_sym.functional.curvature import (
     lanczos_top as lanczos_top,
     stability_line as stability_line,
 )
+from lightning_sym.functional.eigen import (
+    batched_eigh as batched_eigh,
+    batched_eigvalsh as batched_eigvalsh,
+)
 from lightning_sym.functional.feature_learning import mechanism as mechanism
 from lightning_sym.functional.hierarchy import (
     breaking_distance as breaking_distance,
@@ -63,6 +67,12 @@ from lightning_sym.functional.rank import (
     participation_ratio as participation_ratio,
     participation_ratio_from_covariance as participation_ratio_from_covariance,
     stable_rank as stable_rank,
+)
+from lightning_sym.functional.split_halves import (
+    split_alignment as split_alignment,
+    split_expected_alignment as split_expected_alignment,
+    split_participation_ratio as split_participation_ratio,
+    split_side_alignments as split_side_alignments,
 )
 from lightning_sym.functional.tangent import (
     CountSketch as CountSketch,

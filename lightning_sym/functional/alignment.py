@@ -19,12 +19,24 @@ Shape letters: N samples, D features, K directions used.
 
 from __future__ import annotations
 
+import math
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from lightning_sym.functional._checks import as_matrix, as_square, nan_like
+from lightning_sym.functional._checks import (
+    as_filled,
+    as_matrix,
+    as_square,
+    check_count,
+    check_number,
+    check_rtol,
+    check_same_dtype,
+    check_same_shape,
+    nan_like,
+    promoted,
+)
 from lightning_sym.functional.power_law import power_law
 
 #: Exponents (H_a, H_b, G_b, G_a) of the eigenvalues of Z, by the relation that holds on the output
@@ -117,6 +129,7 @@ def second_moment(samples: Tensor, *, moments: Literal["normalized", "raw"] = "n
         ``[D, D]``, symmetric.
 
     Raises:
+        TypeError: if a tensor is not of real floating-point numbers.
         ValueError: if ``samples`` is not a non-empty matrix or ``moments`` is neither of the two.
 
     Example:
@@ -152,16 +165,16 @@ def matrix_alignment(a: Tensor, b: Tensor) -> Tensor:
         not finite.
 
     Raises:
+        TypeError: if a tensor is not of real floating-point numbers.
         ValueError: if the shapes differ or are empty.
 
     Example:
         >>> matrix_alignment(torch.tensor([[2.0, 0.0], [0.0, 2.0]]), torch.eye(2))
         tensor(1.)
     """
-    if a.shape != b.shape or a.numel() < 1:
-        raise ValueError(f"a and b must be of one shape, got {tuple(a.shape)} and {tuple(b.shape)}")
-    dtype = torch.promote_types(torch.promote_types(a.dtype, b.dtype), torch.float32)
-    a, b = _unit_deviation(a.to(dtype)), _unit_deviation(b.to(dtype))
+    a, b = promoted(as_filled(a, name="a"), as_filled(b, name="b"))
+    check_same_shape(a, b, names="a and b")
+    a, b = _unit_deviation(a), _unit_deviation(b)
     return (a * b).sum().clamp(-1, 1)
 
 
@@ -177,6 +190,7 @@ def crh_relations(h: Tensor, g: Tensor, z: Tensor) -> Relations:
         :class:`Relations`, each a :func:`matrix_alignment`.
 
     Raises:
+        TypeError: if a tensor is not of real floating-point numbers.
         ValueError: if the shapes differ.
 
     Example:
@@ -202,17 +216,16 @@ def alignment_null(a: Tensor, b: Tensor, *, seed: int = 0, draws: int = 8) -> Al
         :class:`AlignmentNull`; NaN where the alignment itself is.
 
     Raises:
+        TypeError: if a tensor is not of real floating-point numbers.
         ValueError: if ``a`` or ``b`` is not square, their shapes differ or ``draws`` is below 1.
 
     Example:
         >>> alignment_null(torch.eye(3), torch.eye(3), draws=2).mean
         tensor(1.)
     """
-    a_DD, b_DD = as_square(a, name="a"), as_square(b, name="b")
-    if a_DD.shape != b_DD.shape:
-        raise ValueError(f"a and b must be of one shape, got {tuple(a.shape)} and {tuple(b.shape)}")
-    if draws < 1:
-        raise ValueError(f"draws must be at least 1, got {draws}")
+    a_DD, b_DD = promoted(as_square(a, name="a"), as_square(b, name="b"))
+    check_same_shape(a_DD, b_DD, names="a and b")
+    check_count("draws", draws)
     generator = torch.Generator().manual_seed(seed)
     levels = []
     for _ in range(draws):
@@ -243,15 +256,15 @@ def expected_alignment(a: Tensor, b: Tensor) -> Tensor:
         Scalar ``[]`` in ``[-1, 1]``; NaN where a matrix is constant or not finite.
 
     Raises:
+        TypeError: if a tensor is not of real floating-point numbers.
         ValueError: if ``a`` or ``b`` is not square or their shapes differ.
 
     Example:
         >>> round(float(expected_alignment(torch.eye(3), 2 * torch.eye(3))), 5)
         1.0
     """
-    a_DD, b_DD = as_square(a, name="a"), as_square(b, name="b")
-    if a_DD.shape != b_DD.shape:
-        raise ValueError(f"a and b must be of one shape, got {tuple(a.shape)} and {tuple(b.shape)}")
+    a_DD, b_DD = promoted(as_square(a, name="a"), as_square(b, name="b"))
+    check_same_shape(a_DD, b_DD, names="a and b")
     return _expected(_unit_deviation(a_DD), b_DD)
 
 
@@ -274,10 +287,21 @@ def side_alignments(matrices: dict[str, Tensor]) -> tuple[dict[str, Tensor], dic
         By relation (``rga``, ``rwa``, ``gwa``; those whose two matrices are given):
         :func:`matrix_alignment` and :func:`expected_alignment`.
 
+    Raises:
+        TypeError: if a matrix is not a real floating-point tensor, or they differ in precision.
+        ValueError: if one is not square, shapes differ or a name is another one.
+
     Example:
         >>> side_alignments({"h": torch.eye(2), "z": torch.eye(2)})
         ({'rwa': tensor(1.)}, {'rwa': tensor(1.)})
     """
+    if unknown := matrices.keys() - {"h", "g", "z"}:
+        raise ValueError(f"matrices must be called h, g and z, got {sorted(unknown)}")
+    matrices = {name: as_square(matrix, name=name) for name, matrix in matrices.items()}
+    check_same_dtype(matrices)
+    for name, matrix in matrices.items():
+        first = next(iter(matrices))
+        check_same_shape(matrices[first], matrix, names=f"{first} and {name}")
     deviation = {name: _unit_deviation(matrix) for name, matrix in matrices.items()}
     pairs = {"rga": ("h", "g"), "rwa": ("h", "z"), "gwa": ("g", "z")}
     pairs = {name: pair for name, pair in pairs.items() if set(pair) <= deviation.keys()}
@@ -329,6 +353,7 @@ def pah_exponent(
         than two directions.
 
     Raises:
+        TypeError: if a tensor is not of real floating-point numbers.
         ValueError: if a matrix is not square, shapes differ or a number is out of range.
 
     Example:
@@ -337,13 +362,9 @@ def pah_exponent(
         >>> fit.exponent, fit.off_diagonal, fit.count
         (tensor(3.), tensor(0.), 3)
     """
-    a_DD, z_DD = as_square(matrix, name="matrix"), as_square(reference, name="reference")
-    if a_DD.shape != z_DD.shape:
-        raise ValueError(
-            f"matrix and reference must be of one shape, got {tuple(a_DD.shape)} and {tuple(z_DD.shape)}"
-        )
-    if not 0 <= rtol < 1:
-        raise ValueError(f"rtol must be in [0, 1), got {rtol}")
+    a_DD, z_DD = promoted(as_square(matrix, name="matrix"), as_square(reference, name="reference"))
+    check_same_shape(a_DD, z_DD, names="matrix and reference")
+    check_rtol(rtol)
     if not (a_DD.isfinite().all() and z_DD.isfinite().all()):
         power_law(a_DD.new_empty(0), a_DD.new_empty(0), confidence=confidence)  # checks its argument
         nan = nan_like(a_DD)
@@ -382,6 +403,7 @@ def pah_exponents(
         power of G.
 
     Raises:
+        TypeError: if a tensor is not of real floating-point numbers.
         ValueError: if a matrix is not square, shapes differ or a number is out of range.
 
     Example:
@@ -412,16 +434,25 @@ def pah_phase(
 
     Returns:
         :class:`PAHPhase`; ``"canonical"`` with distance 0 for a flat spectrum; ``"none"`` with a NaN
-        distance where an exponent is not finite.
+        distance where an exponent, or ``decades``, is not finite.
+
+    Raises:
+        TypeError: if an exponent is not a real number.
+        ValueError: if ``flat`` is negative or not finite.
 
     Example:
         >>> pah_phase(h_a=0.1, h_b=1.1, g_b=0.1, g_a=1.1)
         PAHPhase(name='rwa+gwa', distance=0.1...)
     """
+    check_number("flat", flat, least=0)
+    exponents = {"h_a": h_a, "h_b": h_b, "g_b": g_b, "g_a": g_a, "decades": decades or 0.0}
+    for name, value in exponents.items():
+        if isinstance(value, complex) or (isinstance(value, Tensor) and value.is_complex()):
+            raise TypeError(f"{name} must be a real number, got {value}")
     if decades is not None and float(decades) <= flat:
         return PAHPhase("canonical", 0.0)
     found = torch.tensor([float(h_a), float(h_b), float(g_b), float(g_a)], dtype=torch.float64)
-    if not found.isfinite().all():
+    if not found.isfinite().all() or not math.isfinite(exponents["decades"]):
         return PAHPhase("none", float("nan"))
     distances = {
         name: float((found - torch.tensor(row, dtype=torch.float64)).square().mean().sqrt())
@@ -440,8 +471,3 @@ def _unit_deviation(a: Tensor) -> Tensor:
     rounding = torch.finfo(a.dtype).eps * a.numel() ** 0.5
     # Infinite or NaN entries have made the deviation NaN by now.
     return torch.where(norm <= rounding, torch.nan, deviation / torch.where(norm == 0, 1.0, norm))
-
-
-def split_side_alignments(matrices):
-    joined = {k: (v[0] + v[1]) / 2 if isinstance(v, tuple) else v for k, v in matrices.items()}
-    return side_alignments(joined)

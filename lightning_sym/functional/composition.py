@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lightning_sym.functional._checks import as_real
+from lightning_sym.functional._checks import as_counts, as_real, check_number, check_same_shape, promoted
 
 
 class Bump(NamedTuple):
@@ -50,20 +50,19 @@ class Memorisation(NamedTuple):
 
 def _as_images(images: Tensor, *, name: str) -> Tensor:
     """Return ``images`` as ``[N, H, W]`` in the precision of computation."""
+    real = as_real(images, name=name)
     if images.ndim == 4 and images.shape[1] == 1:
-        images = images[:, 0]
-    if images.ndim != 3 or 0 in images.shape:
+        real = real[:, 0]
+    if real.ndim != 3 or 0 in real.shape:
         raise ValueError(
             f"{name} must be images [N, H, W] or [N, 1, H, W], none empty, got {tuple(images.shape)}"
         )
-    return as_real(images)
+    return real
 
 
-def _same_shape(a: Tensor, b: Tensor, *, names: tuple[str, str]) -> None:
-    if a.shape != b.shape:
-        raise ValueError(
-            f"{names[0]} and {names[1]} must have one shape, got {tuple(a.shape)} and {tuple(b.shape)}"
-        )
+def _finite(images_NHW: Tensor) -> Tensor:
+    """Return ``[N]`` booleans: which images are finite everywhere."""
+    return images_NHW.isfinite().flatten(1).all(dim=1)
 
 
 def relative_error(images: Tensor, targets: Tensor, *, background: float = 0.0) -> Tensor:
@@ -80,9 +79,11 @@ def relative_error(images: Tensor, targets: Tensor, *, background: float = 0.0) 
         background: value of the blank image.
 
     Returns:
-        ``[N]`` in ``[0, inf)``; for a blank target ``0`` if the image is blank too, else ``inf``.
+        ``[N]`` in ``[0, inf)``; for a blank target ``0`` if the image is blank too, else ``inf``; NaN
+        where image or target is not finite.
 
     Raises:
+        TypeError: if a tensor is not of real floating-point numbers.
         ValueError: if the shapes differ or are not images.
 
     Example:
@@ -90,11 +91,13 @@ def relative_error(images: Tensor, targets: Tensor, *, background: float = 0.0) 
         >>> relative_error(torch.zeros(1, 2, 2), target), relative_error(target, target)
         (tensor([1.]), tensor([0.]))
     """
-    _same_shape(images, targets, names=("images", "targets"))
-    f_NHW, t_NHW = _as_images(images, name="images"), _as_images(targets, name="targets")
+    f_NHW, t_NHW = promoted(_as_images(images, name="images"), _as_images(targets, name="targets"))
+    check_same_shape(f_NHW, t_NHW, names="images and targets")
+    check_number("background", background)
     error_N = (f_NHW - t_NHW).square().sum(dim=(1, 2))
     blank_N = (t_NHW - background).square().sum(dim=(1, 2))
-    return torch.where((error_N == 0) & (blank_N == 0), torch.zeros_like(error_N), error_N / blank_N)
+    ratio_N = torch.where((error_N == 0) & (blank_N == 0), torch.zeros_like(error_N), error_N / blank_N)
+    return torch.where(_finite(f_NHW) & _finite(t_NHW), ratio_N, torch.nan)
 
 
 def find_bump(
@@ -128,36 +131,41 @@ def find_bump(
         min_height: a bump less high than this share of the amplitude is none.
 
     Returns:
-        :class:`Bump`. A blank image has height 0, width NaN, and is not found.
+        :class:`Bump`. A blank image has height 0, width NaN, and is not found. Where the image or the
+        place asked for is not finite, all numbers are NaN, and nothing is found.
 
     Raises:
+        TypeError: if a tensor is not of real floating-point numbers.
         ValueError: if a shape is off, the amplitude is 0, or a threshold is negative.
     """
     f_NHW = _as_images(images, name="images")
     n, h, w = f_NHW.shape
     if h < 3 or w < 3:
         raise ValueError(f"images must be at least 3 x 3 pixels, got {h} x {w}")
+    asked_N2 = as_counts(centers, name="centers").to(f_NHW)
     if centers.shape != (n, 2):
         raise ValueError(f"centers must be [N, 2] with N = {n} as in images, got {tuple(centers.shape)}")
+    for name, value in (("background", background), ("amplitude", amplitude)):
+        check_number(name, value)
+    for name, value in (("tolerance", tolerance), ("min_height", min_height)):
+        check_number(name, value, least=0)
     if amplitude == 0:
         raise ValueError("amplitude must not be 0: a bump without height can't be found")
-    if tolerance < 0 or min_height < 0:
-        raise ValueError(f"tolerance and min_height must be >= 0, got {tolerance} and {min_height}")
     v_NHW = (f_NHW - background) / amplitude
     height_N, flat_N = v_NHW.flatten(1).max(dim=1)
     row_N, col_N = flat_N // w, flat_N % w
     index_N = torch.arange(n, device=f_NHW.device)
     x_N, sx_N = _log_parabola(v_NHW[index_N, row_N, :], col_N)
     y_N, sy_N = _log_parabola(v_NHW[index_N, :, col_N], row_N)
-    asked_N2 = centers.to(f_NHW)
     peak_N2 = torch.stack([col_N, row_N], dim=1).to(f_NHW)
     distance_N = (peak_N2 - asked_N2).norm(dim=1)
+    known_N = _finite(f_NHW) & asked_N2.isfinite().all(dim=1)
     return Bump(
-        center=torch.stack([x_N, y_N], dim=1),
-        distance=distance_N,
-        height=height_N,
-        width=(sx_N * sy_N).sqrt(),
-        found=(distance_N <= tolerance) & (height_N >= min_height),
+        center=torch.where(known_N[:, None], torch.stack([x_N, y_N], dim=1), torch.nan),
+        distance=torch.where(known_N, distance_N, torch.nan),
+        height=torch.where(known_N, height_N, torch.nan),
+        width=torch.where(known_N, (sx_N * sy_N).sqrt(), torch.nan),
+        found=known_N & (distance_N <= tolerance) & (height_N >= min_height),
     )
 
 
@@ -189,6 +197,7 @@ def metric_tensor(features: Tensor, *, spacing: float | tuple[float, float] = 1.
         ``[Y, X, 2, 2]``, symmetric, positive semi-definite; ``[..., 0, 0]`` is ``g_xx``.
 
     Raises:
+        TypeError: if a tensor is not of real floating-point numbers.
         ValueError: if the grid has fewer than two points a side or the spacing is not positive.
 
     Example:
@@ -197,12 +206,13 @@ def metric_tensor(features: Tensor, *, spacing: float | tuple[float, float] = 1.
         tensor([[4., 0.],
                 [0., 9.]])
     """
-    if features.ndim < 3 or features.shape[0] < 2 or features.shape[1] < 2:
+    phi_YXD = as_real(features, name="features")
+    if features.ndim < 3 or features.shape[0] < 2 or features.shape[1] < 2 or not features.numel():
         raise ValueError(f"features must be [Y >= 2, X >= 2, D], got {tuple(features.shape)}")
     step_x, step_y = spacing if isinstance(spacing, tuple) else (spacing, spacing)
-    if not (step_x > 0 and step_y > 0):
-        raise ValueError(f"spacing must be positive, got {spacing}")
-    phi_YXD = as_real(features).flatten(2)
+    for step in (step_x, step_y):
+        check_number("spacing", step, above=0)
+    phi_YXD = phi_YXD.flatten(2)
     (by_x_YXD,) = torch.gradient(phi_YXD, spacing=step_x, dim=1)
     (by_y_YXD,) = torch.gradient(phi_YXD, spacing=step_y, dim=0)
     jacobian_YX2D = torch.stack([by_x_YXD, by_y_YXD], dim=2)
@@ -210,9 +220,10 @@ def metric_tensor(features: Tensor, *, spacing: float | tuple[float, float] = 1.
 
 
 def _as_metric(metric: Tensor) -> Tensor:
-    if metric.shape[-2:] != (2, 2):
+    real = as_real(metric, name="metric")
+    if metric.shape[-2:] != (2, 2) or not metric.numel():
         raise ValueError(f"metric must be [..., 2, 2], see metric_tensor, got {tuple(metric.shape)}")
-    return as_real(metric)
+    return torch.where(real.isfinite(), real, torch.nan)  # an infinite entry has no ratio to others
 
 
 def volume_element(metric: Tensor) -> Tensor:
@@ -227,6 +238,7 @@ def volume_element(metric: Tensor) -> Tensor:
         ``[...]`` in ``[0, inf)``; 0 where the representation is squashed to a line or a point.
 
     Raises:
+        TypeError: if a tensor is not of real floating-point numbers.
         ValueError: if the last two dimensions are not ``2, 2``.
     """
     g = _as_metric(metric)
@@ -246,6 +258,7 @@ def factorisation(metric: Tensor) -> Tensor:
         representation, 1/2 if they are the same move. NaN for a representation that ignores both.
 
     Raises:
+        TypeError: if a tensor is not of real floating-point numbers.
         ValueError: if the last two dimensions are not ``2, 2``.
     """
     g = _as_metric(metric)
@@ -263,18 +276,21 @@ def explained(images: Tensor, candidates: Tensor) -> Tensor:
         candidates: same shape, background subtracted.
 
     Returns:
-        ``[N]`` in ``[0, 1]``; 0 for a blank candidate, NaN for a blank image.
+        ``[N]`` in ``[0, 1]``; 0 for a blank candidate, NaN for a blank image and where one is not
+        finite.
 
     Raises:
+        TypeError: if a tensor is not of real floating-point numbers.
         ValueError: if the shapes differ or are not images.
     """
-    _same_shape(images, candidates, names=("images", "candidates"))
-    f_NP = _as_images(images, name="images").flatten(1)
-    s_NP = _as_images(candidates, name="candidates").flatten(1)
+    f_NHW, s_NHW = promoted(_as_images(images, name="images"), _as_images(candidates, name="candidates"))
+    check_same_shape(f_NHW, s_NHW, names="images and candidates")
+    known_N = _finite(f_NHW) & _finite(s_NHW)
+    f_NP, s_NP = f_NHW.flatten(1), s_NHW.flatten(1)
     f_N, s_N = f_NP.square().sum(1), s_NP.square().sum(1)
     overlap_N = (f_NP * s_NP).sum(1).clamp_min(0).square()
     share_N = torch.where(s_N > 0, overlap_N / (s_N * f_N).clamp_min(torch.finfo(f_N.dtype).tiny), 0.0)
-    return torch.where(f_N > 0, share_N.clamp_max(1), torch.full_like(f_N, math.nan))
+    return torch.where((f_N > 0) & known_N, share_N.clamp_max(1), torch.nan)
 
 
 def superposition(images: Tensor, x_parts: Tensor, y_parts: Tensor, *, background: float = 0.0) -> Tensor:
@@ -291,10 +307,18 @@ def superposition(images: Tensor, x_parts: Tensor, y_parts: Tensor, *, backgroun
         (:func:`explained`); a generator that composes by a product scores low. NaN for a blank image.
 
     Raises:
+        TypeError: if a tensor is not of real floating-point numbers.
         ValueError: if the shapes differ or are not images.
     """
-    _same_shape(x_parts, y_parts, names=("x_parts", "y_parts"))
-    return explained(images - background, (x_parts - background) + (y_parts - background))
+    f_NHW, x_NHW, y_NHW = promoted(
+        _as_images(images, name="images"),
+        _as_images(x_parts, name="x_parts"),
+        _as_images(y_parts, name="y_parts"),
+    )
+    check_same_shape(x_NHW, y_NHW, names="x_parts and y_parts")
+    check_same_shape(f_NHW, x_NHW, names="images and x_parts")
+    check_number("background", background)
+    return explained(f_NHW - background, (x_NHW - background) + (y_NHW - background))
 
 
 def outer_product_rank(images: Tensor, *, background: float = 0.0) -> Tensor:
@@ -309,15 +333,20 @@ def outer_product_rank(images: Tensor, *, background: float = 0.0) -> Tensor:
         background: value of the blank image.
 
     Returns:
-        ``[N]`` in ``[1, min(H, W)]``; a Gaussian bump has 1, a blank image 0.
+        ``[N]`` in ``[1, min(H, W)]``; a Gaussian bump has 1, a blank image 0, one that is not finite
+        NaN.
 
     Raises:
+        TypeError: if a tensor is not of real floating-point numbers.
         ValueError: if the shape is not that of images.
     """
-    sigma_NK = torch.linalg.svdvals(_as_images(images, name="images") - background)
+    f_NHW = _as_images(images, name="images") - background
+    check_number("background", background)
+    known_N = _finite(f_NHW)
+    sigma_NK = torch.linalg.svdvals(f_NHW.where(known_N[:, None, None], 0.0))  # which raises on NaN
     top_N = sigma_NK[:, 0]
     ratio_N = (sigma_NK / top_N.clamp_min(torch.finfo(top_N.dtype).tiny)[:, None]).square().sum(1)
-    return torch.where(top_N > 0, ratio_N, torch.zeros_like(top_N))
+    return torch.where(known_N, torch.where(top_N > 0, ratio_N, torch.zeros_like(top_N)), torch.nan)
 
 
 def memorisation(
@@ -341,13 +370,16 @@ def memorisation(
             largest are left out.
 
     Returns:
-        :class:`Memorisation`, both ``[N]`` in ``[0, 1]``; NaN for a blank image.
+        :class:`Memorisation`, both ``[N]`` in ``[0, 1]``; NaN for a blank image and one that is not
+        finite; the superposition is NaN for all if a training image is not finite.
 
     Raises:
+        TypeError: if a tensor is not of real floating-point numbers.
         ValueError: if the shapes don't fit each other or ``rcond`` is not in ``(0, 1)``.
     """
-    f_NHW = _as_images(images, name="images") - background
-    t_SHW = _as_images(training, name="training").to(f_NHW) - background
+    f_NHW, t_SHW = promoted(_as_images(images, name="images"), _as_images(training, name="training"))
+    check_number("background", background)
+    f_NHW, t_SHW = f_NHW - background, t_SHW.to(f_NHW) - background
     if f_NHW.shape[1:] != t_SHW.shape[1:]:
         raise ValueError(
             f"images and training must have one size, got {tuple(f_NHW.shape[1:])} and "
@@ -355,15 +387,18 @@ def memorisation(
         )
     if not 0 < rcond < 1:
         raise ValueError(f"rcond must be in (0, 1), got {rcond}")
+    known_N, known_S = _finite(f_NHW), _finite(t_SHW).all()
+    f_NHW = f_NHW.where(known_N[:, None, None], 0.0)  # a decomposition raises on what is not finite
+    t_SHW = t_SHW if known_S else torch.zeros_like(t_SHW)
     energy_N = f_NHW.square().sum(dim=(1, 2))
     _, sigma_K, basis_KP = torch.linalg.svd(t_SHW.flatten(1), full_matrices=False)
     basis_KP = basis_KP[sigma_K > rcond * sigma_K[0]]
     inside_N = (f_NHW.flatten(1) @ basis_KP.T).square().sum(1)
     product_N = torch.linalg.svdvals(f_NHW)[:, 0].square()
-    blank_N = torch.full_like(energy_N, math.nan)
+    there_N = known_N & (energy_N > 0)
     return Memorisation(
-        superposition=torch.where(energy_N > 0, (inside_N / energy_N).clamp_max(1), blank_N),
-        product=torch.where(energy_N > 0, (product_N / energy_N).clamp_max(1), blank_N),
+        superposition=torch.where(there_N & known_S, (inside_N / energy_N).clamp_max(1), torch.nan),
+        product=torch.where(there_N, (product_N / energy_N).clamp_max(1), torch.nan),
     )
 
 
@@ -390,16 +425,16 @@ def linear_readout(
 
     Returns:
         ``[2]`` (x, y) in ``(-inf, 1]``; NaN for a coordinate that doesn't vary in the test set, and 0 or
-        less for features that don't vary.
+        less for features that don't vary. NaN for input that is not finite.
 
     Raises:
+        TypeError: if a tensor is not of real floating-point numbers.
         ValueError: if shapes don't fit each other, one of the test tensors is missing, or ``ridge`` is not
             positive.
     """
     if (test_features is None) != (test_coordinates is None):
         raise ValueError("test_features and test_coordinates must be given together")
-    if ridge <= 0:
-        raise ValueError(f"ridge must be positive, got {ridge}")
+    check_number("ridge", ridge, above=0)
     x_ND, c_N2 = _as_pairs(features, coordinates, name="features")
     if test_features is None or test_coordinates is None:
         x_MD, c_M2 = x_ND, c_N2
@@ -409,6 +444,8 @@ def linear_readout(
         raise ValueError(
             f"test_features must have as many features as features, got {x_MD.shape[1]} and {x_ND.shape[1]}"
         )
+    if not all(bool(known.isfinite().all()) for known in (x_ND, c_N2, x_MD, c_M2)):
+        return as_real(features, name="features").new_full((2,), torch.nan)
     mean_D, mean_2 = x_ND.mean(0), c_N2.mean(0)
     a_ND, b_N2 = x_ND - mean_D, c_N2 - mean_2
     n, d = a_ND.shape
@@ -422,14 +459,21 @@ def linear_readout(
     residual_2 = ((x_MD - mean_D) @ weight_D2 + mean_2 - c_M2).square().sum(0)
     total_2 = (c_M2 - c_M2.mean(0)).square().sum(0)
     return torch.where(total_2 > 0, 1 - residual_2 / total_2, torch.full_like(total_2, math.nan)).to(
-        as_real(features).dtype
+        as_real(features, name="features").dtype
     )
 
 
 def _as_pairs(features: Tensor, coordinates: Tensor, *, name: str) -> tuple[Tensor, Tensor]:
-    if features.ndim < 2 or features.shape[0] < 2 or coordinates.shape != (features.shape[0], 2):
+    x_ND = as_real(features, name=name).double()
+    c_N2 = as_counts(coordinates, name="coordinates").to(features.device)
+    if (
+        features.ndim < 2
+        or features.shape[0] < 2
+        or not features.numel()
+        or coordinates.shape != (features.shape[0], 2)
+    ):
         raise ValueError(
             f"{name} must be [N >= 2, D] and its coordinates [N, 2], got {tuple(features.shape)} and "
             f"{tuple(coordinates.shape)}"
         )
-    return features.double().flatten(1), coordinates.to(features.device).double()
+    return x_ND.flatten(1), c_N2

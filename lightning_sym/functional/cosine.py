@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from lightning_sym.functional._checks import as_real
+
 Joined = Tensor | Sequence[Tensor]
 
 
@@ -26,6 +28,7 @@ def cosine(a: Joined, b: Joined) -> Tensor:
         Scalar ``[]`` in ``[-1, 1]``, float64; NaN where one side is zero, empty or not finite.
 
     Raises:
+        TypeError: if a tensor is not of real floating-point numbers.
         ValueError: if the shapes differ.
 
     Example:
@@ -52,6 +55,7 @@ def relative_distance(a: Joined, b: Joined) -> Tensor:
         opposite or one alone is zero; NaN where one is not finite.
 
     Raises:
+        TypeError: if a tensor is not of real floating-point numbers.
         ValueError: if the shapes differ.
 
     Example:
@@ -73,6 +77,9 @@ def _list(a: Joined) -> list[Tensor]:
 def _products(a: Joined, b: Joined) -> tuple[Tensor, Tensor, Tensor]:
     """Return the inner products <a, b>, <a, a> and <b, b> in float64."""
     left, right = _list(a), _list(b)
+    for name, side in (("a", left), ("b", right)):
+        for tensor in side:
+            as_real(tensor, name=name)
     shapes = [[tuple(t.shape) for t in side] for side in (left, right)]
     if shapes[0] != shapes[1]:
         raise ValueError(f"a and b must be of the same shapes, got {shapes[0]} and {shapes[1]}")

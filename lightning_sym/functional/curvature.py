@@ -14,6 +14,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from lightning_sym.functional._checks import as_real, check_count, check_number
+
 Product = Callable[[Tensor], Tensor]
 
 
@@ -44,14 +46,27 @@ def hessian_product(loss: Tensor, parameters: Sequence[Tensor]) -> Product:
         parameters: what to differentiate by; the vector has their entries in this order. Those that play
             no part have derivatives of zero.
 
+    Returns:
+        The function; a vector that is not a real floating-point ``[P]`` is refused by it.
+
     Raises:
-        ValueError: if the loss is no scalar, does not depend on the parameters, or there are none.
+        TypeError: if the loss or a parameter is not a real floating-point tensor.
+        ValueError: if the loss is no scalar, does not depend on the parameters, or there are none, or one
+            that needs no gradient.
 
     Example:
         >>> x = torch.tensor([1.0, 2.0], requires_grad=True)
         >>> hessian_product(x[0] ** 2 * x[1], [x])(torch.tensor([1.0, 0.0]))
         tensor([4., 2.])
     """
+    as_real(loss, name="loss")
+    parameters = list(parameters)
+    for parameter in parameters:
+        as_real(parameter, name="parameters")
+        if not parameter.requires_grad:
+            raise ValueError(
+                f"parameters must require gradients, got one of {tuple(parameter.shape)} that does not"
+            )
     if loss.numel() != 1 or not parameters:
         raise ValueError(
             f"loss must be a scalar of one or more parameters, got shape {tuple(loss.shape)} and "
@@ -59,7 +74,6 @@ def hessian_product(loss: Tensor, parameters: Sequence[Tensor]) -> Product:
         )
     if not loss.requires_grad:
         raise ValueError("loss must depend on the parameters: it has no graph")
-    parameters = list(parameters)
     sizes = [p.numel() for p in parameters]
     with torch.enable_grad():
         slopes = torch.autograd.grad(loss.reshape(()), parameters, create_graph=True, allow_unused=True)
@@ -67,6 +81,9 @@ def hessian_product(loss: Tensor, parameters: Sequence[Tensor]) -> Product:
     curved = [i for i, slope in enumerate(slopes) if slope is not None and slope.requires_grad]
 
     def multiply(vector_P: Tensor) -> Tensor:
+        as_real(vector_P, name="vector")
+        if vector_P.shape != (sum(sizes),):
+            raise ValueError(f"vector must be [P={sum(sizes)}], got {tuple(vector_P.shape)}")
         parts = [
             part.view_as(p).to(p.dtype) for part, p in zip(vector_P.split(sizes), parameters, strict=True)
         ]
@@ -115,10 +132,11 @@ def hutchinson_trace(
         dtype: of the vectors. Sums are in float64.
 
     Returns:
-        :class:`TraceEstimate`.
+        :class:`TraceEstimate`; NaN where a product is not finite.
 
     Raises:
-        ValueError: if there are no vectors or no parameters.
+        TypeError: if ``dtype`` or the product is not real and floating-point.
+        ValueError: if there are no vectors or no parameters, or the product is not ``[P]``.
 
     Example:
         >>> hutchinson_trace(lambda v: 2 * v, [3], vectors=2)
@@ -126,8 +144,8 @@ def hutchinson_trace(
         blocks=tensor([6.], dtype=torch.float64))
     """
     total = _size(sizes)
-    if vectors < 1:
-        raise ValueError(f"vectors must be at least 1, got {vectors}")
+    check_count("vectors", vectors)
+    _check_dtype(dtype)
     exact = vectors >= total
     rng = torch.Generator().manual_seed(seed)
     samples = []
@@ -137,9 +155,10 @@ def hutchinson_trace(
             vector_P[n] = 1.0
         else:
             vector_P = _signs(total, rng, device, dtype)
-        products_P = vector_P * product(vector_P)  # by 1 and -1, 0: exact
+        products_P = vector_P * _multiplied(product, vector_P)  # by 1 and -1, 0: exact
         samples.append(torch.stack([p.sum(dtype=torch.float64) for p in products_P.split(list(sizes))]))
     samples_NL = torch.stack(samples)
+    samples_NL = torch.where(samples_NL.isfinite(), samples_NL, torch.nan)
     if exact:
         blocks_L = samples_NL.sum(0)
         return TraceEstimate(blocks_L.sum(), torch.zeros_like(blocks_L[0]), blocks_L)
@@ -176,7 +195,8 @@ def lanczos_top(
         :class:`TopEigenvalue`.
 
     Raises:
-        ValueError: if a number is not positive.
+        TypeError: if ``dtype`` or the product is not real and floating-point.
+        ValueError: if a number is not positive or the product is not ``[P]``.
 
     Example:
         >>> d = torch.tensor([1.0, 5.0, 2.0]).double()
@@ -185,8 +205,8 @@ def lanczos_top(
         5.0
     """
     total = _size([size])
-    if steps < 1:
-        raise ValueError(f"steps must be at least 1, got {steps}")
+    check_count("steps", steps)
+    _check_dtype(dtype)
     count = min(steps, total)
     rng = torch.Generator().manual_seed(seed)
     basis_KP = torch.empty(count, total, device=device, dtype=dtype)
@@ -197,7 +217,7 @@ def lanczos_top(
     largest = 0.0
     for k in range(count):
         basis_KP[k] = q_P
-        h_P = product(q_P)
+        h_P = _multiplied(product, q_P)
         diagonal[k] = float((q_P * h_P).sum(dtype=torch.float64))
         largest = max(largest, float(h_P.norm()))
         left_P = _orthogonal(h_P, basis_KP[: k + 1])
@@ -239,6 +259,8 @@ def stability_line(
         >>> stability_line(0.5), stability_line(0.5, momentum=0.5)
         (4.0, 6.0)
     """
+    for name, value in (("lr", lr), ("momentum", momentum), ("dampening", dampening)):
+        check_number(name, value)
     if not lr >= 0 or not 0 <= momentum < 1 or not 0 <= dampening <= 1:
         raise ValueError(
             "lr must be at least 0, momentum in [0, 1) and dampening in [0, 1], "
@@ -249,10 +271,25 @@ def stability_line(
 
 
 def _size(sizes: Sequence[int]) -> int:
+    for size in sizes:
+        check_count("sizes", size, least=0)
     total = sum(sizes)
     if total < 1:
-        raise ValueError(f"there must be parameters, got {total}")
+        raise ValueError(f"sizes must be of at least one parameter, got {list(sizes)}")
     return total
+
+
+def _check_dtype(dtype: torch.dtype) -> None:
+    if not dtype.is_floating_point:
+        raise TypeError(f"dtype must be real and floating-point, got {dtype}")
+
+
+def _multiplied(product: Product, vector_P: Tensor) -> Tensor:
+    found_P = product(vector_P)
+    as_real(found_P, name="product(vector)")
+    if found_P.shape != vector_P.shape:
+        raise ValueError(f"product must return [P={len(vector_P)}], got {tuple(found_P.shape)}")
+    return found_P
 
 
 def _signs(size: int, rng: torch.Generator, device: torch.device | str, dtype: torch.dtype) -> Tensor:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lightning_sym.functional._checks import as_matrix, nan_like
+from lightning_sym.functional._checks import as_counts, as_matrix, as_real, nan_like
 
 
 def cross_covariance_eigenvalues(z_a: Tensor, *, z_b: Tensor, center: bool = True) -> Tensor:
@@ -118,9 +118,10 @@ def mode_dates(steps: Tensor, *, eigenvalues: Tensor, level: Tensor | float = 0.
 
     Returns:
         ``[J]`` in float64; infinite for modes that never reach it, the first step for those that
-        start above it.
+        start above it, NaN for those with a step, level or eigenvalue that is not finite.
 
     Raises:
+        TypeError: if an argument is not a tensor of real numbers.
         ValueError: if the shapes do not fit.
 
     Example:
@@ -128,14 +129,19 @@ def mode_dates(steps: Tensor, *, eigenvalues: Tensor, level: Tensor | float = 0.
         tensor([5., inf], dtype=torch.float64)
     """
     t_T, y_TJ = _as_history(steps, eigenvalues)
-    level_J = torch.as_tensor(level, dtype=torch.float64).expand(y_TJ.shape[1])
+    level_J = as_counts(torch.as_tensor(level), name="level")
+    if level_J.ndim > 1 or level_J.numel() not in (1, y_TJ.shape[1]):
+        raise ValueError(f"level must be one number or [J={y_TJ.shape[1]}], got {tuple(level_J.shape)}")
+    level_J = level_J.to(y_TJ).expand(y_TJ.shape[1])
     past_TJ = y_TJ >= level_J
     k_J = past_TJ.int().argmax(dim=0)
     before_J = (k_J - 1).clamp_min(0)
     high_J, low_J = (y_TJ.gather(0, k[None])[0] for k in (k_J, before_J))
     share_J = torch.where(k_J > 0, (level_J - low_J) / (high_J - low_J), 0.0)
     dates_J = t_T[before_J] + share_J * (t_T[k_J] - t_T[before_J])
-    return torch.where(past_TJ.any(dim=0), dates_J, torch.inf)
+    dates_J = torch.where(past_TJ.any(dim=0), dates_J, torch.inf)
+    known_J = y_TJ.isfinite().all(dim=0) & level_J.isfinite() & t_T.isfinite().all()
+    return torch.where(known_J, dates_J, torch.nan)
 
 
 def step_likeness(eigenvalues: Tensor, *, final: Tensor | None = None) -> Tensor:
@@ -167,15 +173,16 @@ def step_likeness(eigenvalues: Tensor, *, final: Tensor | None = None) -> Tensor
         >>> step_likeness(torch.tensor([[0.0, 0.0], [1.0, 1.0]]))
         tensor(0.5000, dtype=torch.float64)
     """
-    if eigenvalues.ndim != 2 or eigenvalues.shape[0] < 2 or eigenvalues.shape[1] < 1:
+    y_TJ = as_real(eigenvalues, name="eigenvalues").double()
+    if y_TJ.ndim != 2 or y_TJ.shape[0] < 2 or y_TJ.shape[1] < 1:
         raise ValueError(f"eigenvalues must be [T >= 2, J >= 1], got {tuple(eigenvalues.shape)}")
-    y_TJ = eigenvalues.double()
     if final is not None:
-        if final.shape != y_TJ.shape[1:] or not (final > 0).all():
-            raise ValueError(
-                f"final must be {y_TJ.shape[1]} positive sizes, got {tuple(final.shape)}, least {final.min()}"
-            )
-        y_TJ = y_TJ / final.double()
+        final_J = as_real(final, name="final").to(y_TJ)
+        if final_J.shape != y_TJ.shape[1:]:
+            raise ValueError(f"final must be [J={y_TJ.shape[1]}], got {tuple(final.shape)}")
+        if not (final_J.isfinite() & (final_J > 0)).all():
+            raise ValueError(f"final must be positive and finite sizes, got {final_J.tolist()[:8]}")
+        y_TJ = y_TJ / final_J
     if not y_TJ.isfinite().all():
         return nan_like(y_TJ)
     growth_TJ = y_TJ.clamp(0, 1).cummax(dim=0).values.diff(dim=0)
@@ -192,9 +199,11 @@ def _exact(z: Tensor, name: str, center: bool) -> Tensor:
 
 
 def _as_history(steps: Tensor, eigenvalues: Tensor) -> tuple[Tensor, Tensor]:
-    if steps.ndim != 1 or eigenvalues.ndim != 2 or len(steps) != len(eigenvalues) or not len(steps):
+    t_T = as_counts(steps, name="steps")
+    y_TJ = as_real(eigenvalues, name="eigenvalues").double()
+    if steps.ndim != 1 or eigenvalues.ndim != 2 or len(steps) != len(eigenvalues) or not y_TJ.numel():
         raise ValueError(
-            "steps and eigenvalues must be [T >= 1] and [T, J], "
+            "steps and eigenvalues must be [T >= 1] and [T, J >= 1], "
             f"got {tuple(steps.shape)} and {tuple(eigenvalues.shape)}"
         )
-    return steps.double(), eigenvalues.double()
+    return t_T.to(y_TJ), y_TJ

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lightning_sym.functional._checks import as_matrix
+from lightning_sym.functional._checks import as_matrix, as_real, check_number, check_same_shape, promoted
 
 
 class Phase(NamedTuple):
@@ -39,24 +39,22 @@ def breaking_distance(distance: Tensor, norm: Tensor, *, scale: float | None = 1
             initialisation (variance 1 / inputs); ``None``: d alone.
 
     Returns:
-        In [0, 1], 0 where symmetric; NaN where an input is.
+        In [0, 1], 0 where symmetric; NaN where an input is not finite.
 
     Raises:
+        TypeError: if an input is not a real floating-point tensor.
         ValueError: if shapes differ or ``scale`` is not positive.
 
     Example:
         >>> breaking_distance(torch.tensor([1.0, 0.2]), torch.tensor([0.1, 5.0]), scale=1.0)
         tensor([0.1000, 0.2000])
     """
-    if distance.shape != norm.shape:
-        raise ValueError(
-            f"distance and norm must be of one shape, got {tuple(distance.shape)} and {tuple(norm.shape)}"
-        )
-    if scale is None:
-        return distance.clamp(max=1)
-    if not scale > 0:
-        raise ValueError(f"scale must be positive or None, got {scale}")
-    return torch.minimum(distance, norm / scale).clamp(max=1)
+    distance, norm = promoted(as_real(distance, name="distance"), as_real(norm, name="norm"))
+    check_same_shape(distance, norm, names="distance and norm")
+    if scale is not None:
+        check_number("scale", scale, above=0)
+    found = distance if scale is None else torch.minimum(distance, norm / scale)
+    return torch.where(distance.isfinite() & norm.isfinite(), found.clamp(max=1), torch.nan)
 
 
 def unit_clusters(distances: Tensor, *, threshold: float) -> Tensor:
@@ -67,16 +65,20 @@ def unit_clusters(distances: Tensor, *, threshold: float) -> Tensor:
         threshold: the largest distance that joins two units.
 
     Returns:
-        ``[B]`` integers in [1, U]. NaN joins nothing.
+        ``[B]`` whole numbers in [1, U], as floats since those of a block with a NaN off its diagonal
+        are NaN. Infinite distances join nothing.
 
     Raises:
-        ValueError: if ``distances`` is not ``[B, U, U]``.
+        TypeError: if ``distances`` is not a real floating-point tensor.
+        ValueError: if ``distances`` is not ``[B, U, U]`` or ``threshold`` is not a finite number.
 
     Example:
         >>> unit_clusters(torch.tensor([[[0.0, 0.1, 1.0], [0.1, 0.0, 1.0], [1.0, 1.0, 0.0]]]), threshold=0.5)
-        tensor([2])
+        tensor([2.])
     """
-    if distances.ndim != 3 or distances.shape[1] != distances.shape[2]:
+    distances = as_real(distances, name="distances")
+    check_number("threshold", threshold)
+    if distances.ndim != 3 or distances.shape[1] != distances.shape[2] or not distances.numel():
         raise ValueError(f"distances must be [B, U, U], got {tuple(distances.shape)}")
     units = distances.shape[1]
     eye_UU = torch.eye(units, dtype=torch.bool, device=distances.device)
@@ -85,7 +87,10 @@ def unit_clusters(distances: Tensor, *, threshold: float) -> Tensor:
     while True:
         least_BU = torch.where(joined_BUU, label_BU[:, None, :], units).amin(2)
         if torch.equal(least_BU, label_BU):
-            return torch.tensor([len(row.unique()) for row in label_BU])
+            # A group keeps exactly one unit with its own label.
+            count_B = (label_BU == torch.arange(units, device=label_BU.device)).sum(dim=1)
+            unknown_B = (distances.isnan() & ~eye_UU).flatten(1).any(dim=1)
+            return torch.where(unknown_B, torch.nan, count_B.to(distances.dtype))
         label_BU = least_BU
 
 
@@ -115,7 +120,7 @@ def loss_phases(
         The phases in order, drops and plateaus in turn.
 
     Raises:
-        ValueError: if the lengths differ or an argument is out of its range.
+        ValueError: if the lengths differ, a step is not finite or an argument is out of its range.
 
     Example:
         >>> [phase.what for phase in loss_phases([1, 2, 4, 8, 16], [1, 1, 0.1, 0.01, 0.01])]
@@ -123,7 +128,9 @@ def loss_phases(
     """
     if len(steps) != len(losses):
         raise ValueError(f"steps and losses must be of one length, got {len(steps)} and {len(losses)}")
-    if not (flat < steep and window > 1):
+    if not all(math.isfinite(step) for step in steps):
+        raise ValueError("steps must be finite numbers")
+    if not (flat < steep and 1 < window < math.inf):
         raise ValueError(f"flat must be less than steep and window above 1, got {flat}, {steep} and {window}")
     phases: list[Phase] = []
     earlier: list[int] = []
@@ -151,10 +158,10 @@ def depth_roles(ranks: Sequence[float], *, tolerance: float = 0.1) -> list[str]:
 
     Returns:
         ``[L]``: "expansion" (the rank rises), "reduction" (it falls) or "transmission" (it stays; also
-        where a rank is zero or not finite).
+        where a rank is zero).
 
     Raises:
-        ValueError: if ``tolerance`` is out of its range.
+        ValueError: if a rank is not finite, which has no role, or ``tolerance`` is out of its range.
 
     Example:
         >>> depth_roles([10, 30, 12, 12])
@@ -162,6 +169,8 @@ def depth_roles(ranks: Sequence[float], *, tolerance: float = 0.1) -> list[str]:
     """
     if not 0 < tolerance < 1:
         raise ValueError(f"tolerance must be in (0, 1), got {tolerance}")
+    if not all(math.isfinite(rank) for rank in ranks):
+        raise ValueError(f"ranks must be finite numbers, got {[float(rank) for rank in ranks]}")
     roles = []
     for k in range(len(ranks) - 1):
         ratio = ranks[k + 1] / ranks[k] if ranks[k] > 0 else math.nan

@@ -9,7 +9,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lightning_sym.functional._checks import as_matrix
+from lightning_sym.functional._checks import (
+    as_labels,
+    as_matrix,
+    check_count,
+    check_number,
+    check_same_dtype,
+)
 
 
 def neighbour_vote(
@@ -29,9 +35,12 @@ def neighbour_vote(
         temperature: the paper's :math:`\tau`.
 
     Returns:
-        ``[N, G]``, rows sum to one; the prediction is the argmax.
+        ``[N, G]``, rows sum to one; the prediction is the argmax. NaN for queries that are not finite,
+        and everywhere if the bank is not.
 
     Raises:
+        TypeError: if features are not real floating-point tensors of one precision or labels not
+            integers.
         ValueError: if shapes do not fit, a label is not in ``[0, classes)``, or ``k`` or the
             temperature is not positive.
 
@@ -41,14 +50,18 @@ def neighbour_vote(
         tensor([[1., 0.]])
     """
     q_NF, b_MF = as_matrix(queries, name="queries"), as_matrix(bank, name="bank")
+    check_same_dtype({"queries": q_NF, "bank": b_MF})
+    check_count("classes", classes)
+    labels = as_labels(labels, classes=classes)
     if q_NF.shape[1] != b_MF.shape[1] or labels.shape != b_MF.shape[:1]:
         raise ValueError(
             f"queries, bank and labels must be [N, F], [M, F] and [M], got {tuple(queries.shape)}, "
             f"{tuple(bank.shape)} and {tuple(labels.shape)}"
         )
-    _check_labels(labels, classes)
-    if k < 1 or not temperature > 0:
-        raise ValueError(f"k and temperature must be positive, got {k} and {temperature}")
+    check_count("k", k)
+    check_number("temperature", temperature, above=0)
+    if not b_MF.isfinite().all():
+        return b_MF.new_full((len(q_NF), classes), torch.nan)
     bank_FM = F.normalize(b_MF, dim=1).mT
     scores = []
     for part_NF in F.normalize(q_NF, dim=1).split(1024):  # keeps the similarities to 1024 x M at a time
@@ -78,17 +91,21 @@ def linear_classifier(
         steps: L-BFGS iterations at most.
 
     Returns:
-        Weight ``[G, F]`` and bias ``[G]`` for features as they come.
+        Weight ``[G, F]`` and bias ``[G]`` for features as they come; NaN if these are not finite.
 
     Raises:
+        TypeError: if features are not a real floating-point tensor or labels not integers.
         ValueError: if shapes do not fit, a label is not in ``[0, classes)`` or ``l2`` is negative.
     """
     x_MF = as_matrix(features, name="features")
+    check_count("classes", classes)
+    check_count("steps", steps)
+    labels = as_labels(labels, classes=classes)
     if labels.shape != x_MF.shape[:1]:
         raise ValueError(f"labels must be {tuple(x_MF.shape[:1])}, got {tuple(labels.shape)}")
-    _check_labels(labels, classes)
-    if not l2 >= 0:
-        raise ValueError(f"l2 must be at least 0, got {l2!r}")
+    check_number("l2", l2, least=0)
+    if not x_MF.isfinite().all():
+        return x_MF.new_full((classes, x_MF.shape[1]), torch.nan), x_MF.new_full((classes,), torch.nan)
     mean_F = x_MF.mean(dim=0)
     scale_F = x_MF.std(dim=0, correction=0)
     scale_F = scale_F.where(scale_F > 0, 1.0)
@@ -107,11 +124,3 @@ def linear_classifier(
         solver.step(closure)  # type: ignore[arg-type]
     folded = weight.detach() / scale_F
     return folded, bias.detach() - folded @ mean_F
-
-
-def _check_labels(labels: Tensor, classes: int) -> None:
-    if labels.dtype != torch.int64 or not len(labels):
-        raise ValueError(f"labels must be a non-empty int64 vector, got {labels.dtype} {tuple(labels.shape)}")
-    least, most = int(labels.min()), int(labels.max())
-    if least < 0 or most >= classes:
-        raise ValueError(f"labels must be in [0, {classes}), got {least} to {most}")

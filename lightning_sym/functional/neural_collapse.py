@@ -13,7 +13,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lightning_sym.functional._checks import as_matrix, as_real, as_square, nan_like
+from lightning_sym.functional._checks import (
+    as_counts,
+    as_labels,
+    as_matrix,
+    as_square,
+    as_vector,
+    check_count,
+    nan_like,
+)
 
 
 class NeuralCollapse(NamedTuple):
@@ -72,7 +80,7 @@ def neural_collapse(
 
     Raises:
         ValueError: if shapes do not fit or a label is out of range.
-        TypeError: if the labels are not integers.
+        TypeError: if the labels are not integers, or another tensor not real and floating-point.
 
     Example:
         >>> x = torch.tensor([[1.0, 0.0], [1.0, 0.0], [-1.0, 0.0], [-1.0, 0.0]])
@@ -80,17 +88,14 @@ def neural_collapse(
         tensor(0.)
     """
     x_ND = as_matrix(features, name="features")
-    if labels.dtype.is_floating_point or labels.dtype.is_complex or labels.dtype == torch.bool:
-        raise TypeError(f"labels must be integers, got {labels.dtype}")
-    if labels.shape != x_ND.shape[:1]:
+    labels_N = as_labels(labels)
+    if labels_N.shape != x_ND.shape[:1]:
         raise ValueError(f"labels must be [N={x_ND.shape[0]}], got {tuple(labels.shape)}")
-    labels_N = labels.long()
     if num_classes is None:
-        num_classes = int(labels_N.max()) + 1 if weight is None else weight.shape[0]
-    if int(labels_N.min()) < 0 or int(labels_N.max()) >= num_classes:
-        raise ValueError(
-            f"labels must be in [0, {num_classes}), got {int(labels_N.min())} to {int(labels_N.max())}"
-        )
+        num_classes = int(labels_N.max()) + 1
+        num_classes = num_classes if weight is None else as_matrix(weight, name="weight").shape[0]
+    check_count("num_classes", num_classes)
+    as_labels(labels_N, classes=num_classes)
     weight_KD, bias_K = _classifier(weight, bias, classes=num_classes, width=x_ND.shape[1])
     count_K = torch.zeros(num_classes, dtype=x_ND.dtype, device=x_ND.device)
     count_K = count_K.index_add(0, labels_N, torch.ones_like(x_ND[:, 0]))
@@ -102,7 +107,8 @@ def neural_collapse(
     result = _measures(mean_KD[present_K], within_DD, _rows(weight_KD, present_K), largest=count_K.max())
     if weight_KD is None:
         return result
-    if int(present_K.sum()) < 2 or not x_ND.isfinite().all():
+    known = [tensor for tensor in (x_ND, weight_KD, bias_K) if tensor is not None]
+    if int(present_K.sum()) < 2 or not all(bool(tensor.isfinite().all()) for tensor in known):
         return result._replace(nc4=nan_like(x_ND))
     logits_NK = x_ND @ weight_KD.to(x_ND).mT
     if bias_K is not None:
@@ -131,10 +137,11 @@ def neural_collapse_from_sums(
 
     Returns:
         :class:`NeuralCollapse`, with ``nc4`` always ``None``; NaN for fewer than two classes with
-        samples or non-finite sums.
+        samples or non-finite sums or counts.
 
     Raises:
-        ValueError: if shapes do not fit.
+        TypeError: if an argument is not a tensor of real numbers.
+        ValueError: if shapes do not fit or a count is negative.
 
     Example:
         >>> sums = torch.tensor([[2.0, 0.0], [-2.0, 0.0]])
@@ -144,13 +151,19 @@ def neural_collapse_from_sums(
     """
     sum_KD = as_matrix(class_sums, name="class_sums")
     second_DD = as_square(second_sum, name="second_sum")
-    if class_counts.shape != sum_KD.shape[:1]:
+    count_K = as_counts(class_counts, name="class_counts")
+    if count_K.shape != sum_KD.shape[:1]:
         raise ValueError(f"class_counts must be [K={sum_KD.shape[0]}], got {tuple(class_counts.shape)}")
+    if (count_K < 0).any():
+        raise ValueError(f"class_counts must be at least 0, got {float(count_K.min())}")
     if second_DD.shape[0] != sum_KD.shape[1]:
         raise ValueError(f"second_sum must be [D={sum_KD.shape[1]}, D], got {tuple(second_DD.shape)}")
     weight_KD, _ = _classifier(weight, bias, classes=sum_KD.shape[0], width=sum_KD.shape[1])
-    count_K = class_counts.to(sum_KD)
-    present_K = count_K > 0
+    count_K = count_K.to(sum_KD)
+    # A class without a sample is left out; one whose count or sum is not known must not be.
+    known_K = count_K.isfinite() & sum_KD.isfinite().all(dim=1)
+    sum_KD = torch.where(known_K[:, None], sum_KD, torch.nan)
+    present_K = (count_K > 0) | ~known_K
     mean_CD = sum_KD[present_K] / count_K[present_K, None]
     between_DD = mean_CD.mT @ (mean_CD * count_K[present_K, None])
     within_DD = (second_DD - between_DD.to(second_DD)) / count_K.sum().clamp_min(1).to(second_DD)
@@ -161,11 +174,13 @@ def neural_collapse_from_sums(
 def _classifier(
     weight: Tensor | None, bias: Tensor | None, *, classes: int, width: int
 ) -> tuple[Tensor | None, Tensor | None]:
-    if weight is not None and weight.shape != (classes, width):
-        raise ValueError(f"weight must be [K={classes}, D={width}], got {tuple(weight.shape)}")
-    if bias is not None and bias.shape != (classes,):
-        raise ValueError(f"bias must be [K={classes}], got {tuple(bias.shape)}")
-    return None if weight is None else as_real(weight), None if bias is None else as_real(bias)
+    weight_KD = None if weight is None else as_matrix(weight, name="weight")
+    bias_K = None if bias is None else as_vector(bias, name="bias")
+    if weight_KD is not None and weight_KD.shape != (classes, width):
+        raise ValueError(f"weight must be [K={classes}, D={width}], got {tuple(weight_KD.shape)}")
+    if bias_K is not None and bias_K.shape != (classes,):
+        raise ValueError(f"bias must be [K={classes}], got {tuple(bias_K.shape)}")
+    return weight_KD, bias_K
 
 
 def _rows(weight_KD: Tensor | None, present_K: Tensor) -> Tensor | None:

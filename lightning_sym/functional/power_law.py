@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lightning_sym.functional._checks import as_real
+from lightning_sym.functional._checks import as_real, promoted
 
 
 class PowerLaw(NamedTuple):
@@ -50,6 +50,7 @@ def power_law(x: Tensor, y: Tensor, *, confidence: float = 0.95) -> PowerLaw:
         A :class:`PowerLaw`; all NaN where fewer than two points are left or all ``x`` are equal.
 
     Raises:
+        TypeError: if ``x`` or ``y`` is not a tensor of real floating-point numbers.
         ValueError: if ``x`` and ``y`` are not vectors of one length or ``confidence`` is out of range.
 
     Example:
@@ -57,17 +58,15 @@ def power_law(x: Tensor, y: Tensor, *, confidence: float = 0.95) -> PowerLaw:
         >>> fit.exponent, fit.prefactor, fit.count
         (tensor(2.), tensor(3.), 4)
     """
+    x_N, y_N = promoted(as_real(x, name="x"), as_real(y, name="y"))
     if x.ndim != 1 or x.shape != y.shape:
         raise ValueError(
             f"x and y must be vectors [N] of one length, got {tuple(x.shape)} and {tuple(y.shape)}"
         )
     if not 0 < confidence < 1:
         raise ValueError(f"confidence must be in (0, 1), got {confidence}")
-    x_N, y_N = as_real(x), as_real(y)
     used_N = (x_N > 0) & (y_N > 0) & x_N.isfinite() & y_N.isfinite()
     x_N, y_N = x_N[used_N].log(), y_N[used_N].log()
-    dtype = torch.promote_types(x_N.dtype, y_N.dtype)
-    x_N, y_N = x_N.to(dtype), y_N.to(dtype)
     count = x_N.numel()
     nan = x_N.new_full((), torch.nan)
     if count < 2 or bool(x_N.max() == x_N.min()):
@@ -103,10 +102,17 @@ def student_t(confidence: float, degrees: int) -> float:
     Returns:
         The quantile, positive.
 
+    Raises:
+        ValueError: if a number is out of its range.
+
     Example:
         >>> round(student_t(0.95, 10), 4)
         2.2281
     """
+    if not 0 < confidence < 1 or not degrees >= 1:
+        raise ValueError(
+            f"confidence must be in (0, 1) and degrees at least 1, got {confidence!r} and {degrees!r}"
+        )
     low, high = 0.0, math.pi / 2
     for _ in range(60):
         middle = (low + high) / 2

@@ -13,7 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lightning_sym.functional._checks import as_matrix, as_real, as_square, nan_like
+from lightning_sym.functional._checks import as_matrix, as_square, as_vector, check_rtol, nan_like
 
 
 def effective_rank(features: Tensor, *, center: bool = True) -> Tensor:
@@ -36,6 +36,7 @@ def effective_rank(features: Tensor, *, center: bool = True) -> Tensor:
         features.
 
     Raises:
+        TypeError: if a tensor is not of real floating-point numbers.
         ValueError: if ``features`` is not ``[N >= 2, D]``.
 
     Example:
@@ -67,6 +68,7 @@ def effective_rank_from_eigenvalues(eigenvalues: Tensor) -> Tensor:
         Scalar ``[]`` in ``[1, D]``, ``0`` when no eigenvalue is positive, NaN for non-finite input.
 
     Raises:
+        TypeError: if a tensor is not of real floating-point numbers.
         ValueError: if ``eigenvalues`` is not a non-empty vector.
 
     Example:
@@ -100,6 +102,7 @@ def participation_ratio(features: Tensor, *, center: bool = True) -> Tensor:
         features.
 
     Raises:
+        TypeError: if a tensor is not of real floating-point numbers.
         ValueError: if ``features`` is not ``[N >= 2, D]``.
 
     Example:
@@ -127,6 +130,7 @@ def participation_ratio_from_covariance(covariance: Tensor) -> Tensor:
         Scalar ``[]`` in ``[1, D]``, ``0`` for the zero matrix, NaN for non-finite input.
 
     Raises:
+        TypeError: if a tensor is not of real floating-point numbers.
         ValueError: if ``covariance`` is not square.
 
     Example:
@@ -152,6 +156,7 @@ def stable_rank(matrix: Tensor) -> Tensor:
         Scalar ``[]`` in ``[1, K]``, ``0`` for the zero matrix, NaN for non-finite input.
 
     Raises:
+        TypeError: if a tensor is not of real floating-point numbers.
         ValueError: if ``matrix`` is not a non-empty matrix.
 
     Example:
@@ -181,6 +186,7 @@ def numerical_rank(matrix: Tensor, *, rtol: float = 1e-3) -> Tensor:
         NaN for non-finite input.
 
     Raises:
+        TypeError: if a tensor is not of real floating-point numbers.
         ValueError: if ``matrix`` is not a non-empty matrix or ``rtol`` is out of range.
 
     Example:
@@ -188,7 +194,7 @@ def numerical_rank(matrix: Tensor, *, rtol: float = 1e-3) -> Tensor:
         tensor(2.)
     """
     a_ND = as_matrix(matrix, name="matrix").detach()
-    _check_rtol(rtol)
+    check_rtol(rtol)
     if not a_ND.isfinite().all():
         return nan_like(a_ND)
     sigma_K = torch.linalg.svdvals(a_ND)
@@ -210,13 +216,14 @@ def numerical_rank_from_eigenvalues(eigenvalues: Tensor, *, rtol: float = 1e-3) 
         non-finite input.
 
     Raises:
+        TypeError: if a tensor is not of real floating-point numbers.
         ValueError: if ``eigenvalues`` is not a non-empty vector or ``rtol`` is out of range.
 
     Example:
         >>> numerical_rank_from_eigenvalues(torch.tensor([1.0, 1e-2, 1e-12]))
         tensor(2.)
     """
-    _check_rtol(rtol)
+    check_rtol(rtol)
     lambda_D = _clean(eigenvalues).detach()
     if not lambda_D.isfinite().all():
         return nan_like(lambda_D)
@@ -243,21 +250,10 @@ def _exp_entropy(sigma_K: Tensor) -> Tensor:
 
 
 def _clean(eigenvalues: Tensor) -> Tensor:
-    if eigenvalues.ndim != 1 or eigenvalues.numel() < 1:
-        raise ValueError(f"eigenvalues must be a non-empty vector [D], got {tuple(eigenvalues.shape)}")
-    lambda_D = as_real(eigenvalues)
+    lambda_D = as_vector(eigenvalues, name="eigenvalues")
     top = lambda_D.detach().max()
     floor = (top * torch.finfo(lambda_D.dtype).eps * lambda_D.numel()).clamp_min(0)
     lambda_D = lambda_D / torch.where(top > 0, top, torch.ones_like(top))
     floor = floor / torch.where(top > 0, top, torch.ones_like(top))
     # What is not finite must survive the cut: NaN compares false, and 0 * -inf is NaN.
     return torch.where(lambda_D <= floor, 0 * lambda_D, lambda_D)
-
-
-def _check_rtol(rtol: float) -> None:
-    if not 0 <= rtol < 1:
-        raise ValueError(f"rtol must be in [0, 1), got {rtol}")
-
-
-def split_participation_ratio(a, b):
-    return a.trace() * b.trace() / (a * b).sum()

@@ -12,7 +12,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lightning_sym.functional._checks import as_square, nan_like
+from lightning_sym.functional._checks import (
+    as_matrix,
+    as_real,
+    as_square,
+    check_count,
+    check_same_shape,
+    nan_like,
+    promoted,
+)
 
 
 class KernelMove(NamedTuple):
@@ -48,8 +56,8 @@ class CountSketch:
         self, length: int, *, size: int | None, seed: int = 0, device: torch.device | str = "cpu"
     ) -> None:
         for name, value in (("length", length), ("size", size)):
-            if value is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
+            if value is not None:
+                check_count(name, value)
         self.length = length
         self.size = length if size is None else min(size, length)
         self.exact = self.size == length
@@ -62,8 +70,10 @@ class CountSketch:
         """Return the sketches ``[V, R]`` of vectors ``[V, P]``, in their precision.
 
         Raises:
+            TypeError: if the vectors are not a real floating-point tensor.
             ValueError: if the vectors are not of the length the sketch was made for.
         """
+        as_real(vectors, name="vectors")
         if vectors.ndim != 2 or vectors.shape[1] != self.length:
             raise ValueError(f"vectors must be [V, {self.length}], got {tuple(vectors.shape)}")
         if self.exact:
@@ -83,11 +93,17 @@ def readouts(outputs: int, *, most: int | None, seed: int = 0) -> Tensor:
         most: the largest V; ``None``: all outputs.
         seed: of the signs; the global random state is left alone.
 
+    Raises:
+        ValueError: if a number is not at least 1.
+
     Example:
         >>> readouts(2, most=4)
         tensor([[1., 0.],
                 [0., 1.]])
     """
+    check_count("outputs", outputs)
+    if most is not None:
+        check_count("most", most)
     if most is None or outputs <= most:
         return torch.eye(outputs)
     rng = torch.Generator().manual_seed(seed)
@@ -127,8 +143,9 @@ def tangent_kernel(
         ``[N, N]`` float64, symmetric positive semi-definite.
 
     Raises:
-        TypeError: if the outputs are not a floating-point tensor.
-        ValueError: if there are no samples or parameters, or their numbers do not fit.
+        TypeError: if the outputs or a parameter are not real floating-point tensors.
+        ValueError: if there are no samples or parameters, their numbers do not fit, or a rate is not
+            finite and at least 0.
 
     Example:
         >>> w = torch.tensor([[1.0, 2.0]], requires_grad=True)
@@ -138,7 +155,11 @@ def tangent_kernel(
     """
     if len(x) < 1 or len(parameters) < 1:
         raise ValueError(f"x and parameters must not be empty, got {len(x)} and {len(parameters)}")
-    if rates is not None and (len(rates) != len(parameters) or min(rates) < 0):
+    for parameter in parameters:
+        as_real(parameter, name="parameters")
+    if rates is not None and (
+        len(rates) != len(parameters) or not all(0 <= rate < math.inf for rate in rates)
+    ):
         raise ValueError(f"rates must be {len(parameters)} numbers of at least 0, got {list(rates)}")
     weights = [1.0] * len(parameters) if rates is None else [math.sqrt(rate) for rate in rates]
     device = parameters[0].device
@@ -150,7 +171,8 @@ def tangent_kernel(
         for n in range(len(x)):
             out = function(x[n : n + 1])
             if not isinstance(out, Tensor) or not out.is_floating_point():
-                raise TypeError(f"outputs must be a floating-point tensor, got {type(out).__name__}")
+                kind = out.dtype if isinstance(out, Tensor) else type(out).__name__
+                raise TypeError(f"outputs must be a floating-point tensor, got {kind}")
             f_O = out.reshape(-1)
             if v_VO is None:
                 v_VO = readouts(f_O.numel(), most=most_outputs, seed=seed).to(f_O)
@@ -190,20 +212,20 @@ def kernel_move(before: Tensor, after: Tensor) -> KernelMove:
         after: the same later.
 
     Returns:
-        :class:`KernelMove`.
+        :class:`KernelMove`; all NaN where a kernel is not finite.
 
     Raises:
+        TypeError: if a kernel is not a real floating-point tensor.
         ValueError: if the matrices are not square, or differ in shape.
 
     Example:
         >>> kernel_move(torch.eye(2), 3 * torch.eye(2))
         KernelMove(change=tensor(2.), cosine=tensor(1.), growth=tensor(3.))
     """
-    k_NN, l_NN = as_square(before, name="before"), as_square(after, name="after")
-    if k_NN.shape != l_NN.shape:
-        raise ValueError(f"kernels must be of one shape, got {tuple(k_NN.shape)} and {tuple(l_NN.shape)}")
+    k_NN, l_NN = promoted(as_square(before, name="before"), as_square(after, name="after"))
+    check_same_shape(k_NN, l_NN, names="before and after")
     norm, other = k_NN.norm(), l_NN.norm()
-    if not norm > 0:
+    if not norm > 0 or not (norm.isfinite() and other.isfinite()):
         return KernelMove(*[nan_like(k_NN)] * 3)
     unit = l_NN / other if other > 0 else l_NN * torch.nan
     return KernelMove(
@@ -231,18 +253,18 @@ def layer_alignment(inputs: Tensor, weight: Tensor) -> Tensor:
         Scalar ``[]`` in ``[0, 1]``; NaN where weight or inputs are zero.
 
     Raises:
-        ValueError: if the shapes do not fit.
+        TypeError: if an argument is not a real floating-point tensor.
+        ValueError: if the shapes do not fit or an argument is empty.
 
     Example:
         >>> layer_alignment(torch.tensor([[1.0, 0.0]]), torch.tensor([[3.0, 4.0]]))
         tensor(0.6000)
     """
-    if inputs.ndim != 2 or weight.ndim != 2 or inputs.shape[1] != weight.shape[1]:
+    h_ND, w_OD = promoted(as_matrix(inputs, name="inputs"), as_matrix(weight, name="weight"))
+    if inputs.shape[1] != weight.shape[1]:
         raise ValueError(
             f"inputs must be [N, D] and weight [O, D], got {tuple(inputs.shape)} and {tuple(weight.shape)}"
         )
-    dtype = torch.promote_types(torch.promote_types(inputs.dtype, weight.dtype), torch.float32)
-    h_ND, w_OD = inputs.to(dtype), weight.to(dtype)
     size = w_OD.norm() * h_ND.norm()
     aligned = (h_ND @ w_OD.mT).norm() / torch.where(size > 0, size, 1.0)
     return torch.where(size > 0, aligned.clamp(0, 1), torch.nan)

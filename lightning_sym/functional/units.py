@@ -3,8 +3,7 @@
 All of them are fractions of the layer's units, piecewise constant, without a gradient. Non-finite
 input gives NaN.
 
-Shape letters: N samples, U units, I incoming weights of a unit, M outgoing weights of a unit,
-C units in a chunk.
+Shape letters: N samples, U units, I incoming weights of a unit, M outgoing weights of a unit.
 """
 
 from __future__ import annotations
@@ -12,9 +11,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lightning_sym.functional._checks import as_matrix, as_real, nan_like
-
-_CHUNK_ELEMENTS = 2**21  # of one [C, U] block of similarities: 8 MiB in float32
+from lightning_sym.functional import _grouping
+from lightning_sym.functional._checks import (
+    as_matrix,
+    as_real,
+    as_vector,
+    check_number,
+    check_rtol,
+    nan_like,
+    promoted,
+)
 
 
 def dormant_scores(mean_abs: Tensor) -> Tensor:
@@ -31,15 +37,14 @@ def dormant_scores(mean_abs: Tensor) -> Tensor:
         ``[U]``, with mean 1; all zero when no unit is active; NaN where input is not finite.
 
     Raises:
+        TypeError: if a tensor is not of real floating-point numbers.
         ValueError: if ``mean_abs`` is not a non-empty vector.
 
     Example:
         >>> dormant_scores(torch.tensor([1.0, 3.0, 0.0, 0.0]))
         tensor([1., 3., 0., 0.])
     """
-    if mean_abs.ndim != 1 or mean_abs.numel() < 1:
-        raise ValueError(f"mean_abs must be a non-empty vector [U], got {tuple(mean_abs.shape)}")
-    score_U = as_real(mean_abs)
+    score_U = as_vector(mean_abs, name="mean_abs")
     average = score_U.mean()
     return score_U / torch.where(average == 0, torch.ones_like(average), average)
 
@@ -55,14 +60,14 @@ def dormant_fraction_from_scores(mean_abs: Tensor, *, threshold: float = 0.025) 
         Scalar ``[]`` in ``[0, 1]``; 1 when no unit is active; NaN for non-finite input.
 
     Raises:
+        TypeError: if a tensor is not of real floating-point numbers.
         ValueError: if ``mean_abs`` is not a non-empty vector or ``threshold`` is negative.
 
     Example:
         >>> dormant_fraction_from_scores(torch.tensor([1.0, 3.0, 0.001, 0.0]))
         tensor(0.5000)
     """
-    if not threshold >= 0:
-        raise ValueError(f"threshold must be at least 0, got {threshold}")
+    check_number("threshold", threshold, least=0)
     score_U = dormant_scores(mean_abs)
     if not score_U.isfinite().all():
         return nan_like(score_U)
@@ -80,6 +85,7 @@ def dormant_fraction(activations: Tensor, *, threshold: float = 0.025) -> Tensor
         Scalar ``[]`` in ``[0, 1]``; 1 when no unit is active; NaN for non-finite activations.
 
     Raises:
+        TypeError: if a tensor is not of real floating-point numbers.
         ValueError: if ``activations`` is not ``[N >= 1, U >= 1]`` or ``threshold`` is negative.
 
     Example:
@@ -101,14 +107,14 @@ def dead_fraction(activations: Tensor, *, tolerance: float = 0.0) -> Tensor:
         Scalar ``[]`` in ``[0, 1]``; NaN for non-finite activations.
 
     Raises:
+        TypeError: if a tensor is not of real floating-point numbers.
         ValueError: if ``activations`` is not ``[N >= 1, U >= 1]`` or ``tolerance`` is negative.
 
     Example:
         >>> dead_fraction(torch.tensor([[1.0, 0.0], [0.0, 0.0]]))
         tensor(0.5000)
     """
-    if not tolerance >= 0:
-        raise ValueError(f"tolerance must be at least 0, got {tolerance}")
+    check_number("tolerance", tolerance, least=0)
     h_NU = as_matrix(activations, name="activations")
     if not h_NU.isfinite().all():
         return nan_like(h_NU)
@@ -130,14 +136,14 @@ def zero_units(weight: Tensor, bias: Tensor | None = None, *, rtol: float = 1e-3
         Scalar ``[]`` in ``[0, 1]``; 1 for an all-zero layer; NaN for non-finite weights.
 
     Raises:
+        TypeError: if a tensor is not of real floating-point numbers.
         ValueError: if shapes do not fit or ``rtol`` is out of range.
 
     Example:
         >>> zero_units(torch.tensor([[3.0, 4.0], [0.0, 0.0]]))
         tensor(0.5000)
     """
-    if not 0 <= rtol < 1:
-        raise ValueError(f"rtol must be in [0, 1), got {rtol}")
+    check_rtol(rtol)
     w_UI = _incoming(weight, bias)
     if not w_UI.isfinite().all():
         return nan_like(w_UI)
@@ -161,7 +167,11 @@ def distinct_units(
     the graph of agreement), so the count does not depend on the order of the units.
     Permutation symmetry makes such copies absorbing for SGD (arXiv 2309.16932).
 
-    Memory stays at a few blocks of 2 million similarities, however wide the layer.
+    Memory stays at a few blocks of 2 million numbers, however wide the layer. Up to 8,192 units the count
+    is exact. Of more, pairs are found by random signs (locality-sensitive hashing) and then compared: a
+    group is never too large, copies are always found, but a pair just within the tolerance is missed
+    with a probability of 1e-4, and more often where all units lie in a narrow cone: the fraction may then
+    be too high, never too low. Tolerances above about 0.03 have all pairs compared, in quadratic time.
 
     Args:
         weight: ``[U, ...]``, a unit's incoming weights along the rest.
@@ -174,6 +184,7 @@ def distinct_units(
         Scalar ``[]`` in ``[1/U, 1]``; NaN for non-finite weights.
 
     Raises:
+        TypeError: if a tensor is not of real floating-point numbers.
         ValueError: if shapes do not fit or a number is out of range.
 
     Example:
@@ -181,9 +192,9 @@ def distinct_units(
         tensor(0.7500)
     """
     sides = _sides(weight, bias, outgoing, tolerance=tolerance, rtol=rtol)
-    if not all(bool(side.isfinite().all()) for side in sides):
+    if not all(_is_finite(side) for side in sides):
         return nan_like(sides[0])
-    labels_U = _components([_directions(side, rtol=rtol) for side in sides], tolerance=tolerance)
+    labels_U = _grouping.components([_directions(side, rtol=rtol) for side in sides], tolerance=tolerance)
     return sides[0].new_tensor(labels_U.unique().numel() / labels_U.numel())
 
 
@@ -208,6 +219,7 @@ def unit_groups(
         ``[U]`` integers: for each unit the smallest index in its group.
 
     Raises:
+        TypeError: if a tensor is not of real floating-point numbers.
         ValueError: if shapes do not fit, a number is out of range or a weight is not finite.
 
     Example:
@@ -215,73 +227,64 @@ def unit_groups(
         tensor([0, 1, 0])
     """
     sides = _sides(weight, bias, outgoing, tolerance=tolerance, rtol=rtol)
-    if not all(bool(side.isfinite().all()) for side in sides):
+    if not all(_is_finite(side) for side in sides):
         raise ValueError("weight, bias and outgoing must be finite")
-    return _components([_directions(side, rtol=rtol) for side in sides], tolerance=tolerance)
+    return _grouping.components([_directions(side, rtol=rtol) for side in sides], tolerance=tolerance)
 
 
 def _sides(
     weight: Tensor, bias: Tensor | None, outgoing: Tensor | None, *, tolerance: float, rtol: float
 ) -> list[Tensor]:
     """Check the arguments and return each side's vectors, a row a unit."""
-    if not 0 <= tolerance < 1:
-        raise ValueError(f"tolerance must be in [0, 1), got {tolerance}")
-    if not 0 <= rtol < 1:
-        raise ValueError(f"rtol must be in [0, 1), got {rtol}")
+    check_rtol(tolerance, name="tolerance")
+    check_rtol(rtol)
     w_UI = _incoming(weight, bias)
     if outgoing is None:
         return [w_UI]
-    if outgoing.ndim < 2 or outgoing.shape[1] != w_UI.shape[0]:
+    out = as_real(outgoing.detach(), name="outgoing")
+    if not out.numel() or outgoing.ndim < 2 or outgoing.shape[1] != w_UI.shape[0]:
         raise ValueError(
             f"outgoing must be the next layer's weight [M, U={w_UI.shape[0]}, ...], "
             f"got {tuple(outgoing.shape)}"
         )
-    return [w_UI, as_real(outgoing.detach()).transpose(0, 1).flatten(1)]
+    return [w_UI, out.transpose(0, 1).flatten(1)]
 
 
 def _incoming(weight: Tensor, bias: Tensor | None) -> Tensor:
+    w = as_real(weight.detach(), name="weight")
     if weight.ndim < 2 or weight.numel() < 1:
         raise ValueError(f"weight must be [U, ...] with two dimensions or more, got {tuple(weight.shape)}")
-    w_UI = as_real(weight.detach()).flatten(1)
+    w_UI = w.flatten(1)
     if bias is None:
         return w_UI
+    b_U = as_real(bias.detach(), name="bias").to(w_UI.device)
     if bias.shape != weight.shape[:1]:
         raise ValueError(f"bias must be [U={weight.shape[0]}], got {tuple(bias.shape)}")
-    return torch.cat([w_UI, bias.detach().to(w_UI)[:, None]], dim=1)
+    return torch.cat(promoted(w_UI, b_U[:, None]), dim=1)
+
+
+def _is_finite(w_UI: Tensor) -> bool:
+    return bool(torch.linalg.vector_norm(w_UI, ord=torch.inf).isfinite())  # one pass, nothing allocated
+
+
+def _in_range(w_UI: Tensor) -> Tensor:
+    """Return the rows, divided by their largest entry where squares would over- or underflow."""
+    size = torch.linalg.vector_norm(w_UI, ord=torch.inf)
+    limit = torch.finfo(w_UI.dtype).max ** 0.25
+    return w_UI / size if size > 0 and not 1 / limit < size < limit else w_UI
 
 
 def _is_zero(w_UI: Tensor, *, rtol: float) -> Tensor:
-    norm_U = torch.linalg.vector_norm(w_UI, dim=1)
+    norm_U = torch.linalg.vector_norm(_in_range(w_UI), dim=1)
     return norm_U <= rtol * norm_U.max()
 
 
 def _directions(w_UI: Tensor, *, rtol: float) -> Tensor:
     """Unit vectors; zero units share one more axis of their own, so they agree with each other only."""
-    zero_U = _is_zero(w_UI, rtol=rtol)
-    unit_UI = torch.nn.functional.normalize(w_UI / w_UI.abs().max().clamp_min(1e-30), dim=1, eps=1e-30)
-    unit_UI = torch.where(zero_U[:, None], 0.0, unit_UI)
-    return torch.cat([unit_UI, zero_U[:, None].to(unit_UI)], dim=1)
-
-
-def _components(sides: list[Tensor], *, tolerance: float) -> Tensor:
-    """Label the connected components of agreement; one pass over blocks of rows."""
-    units = sides[0].shape[0]
-    labels_U = torch.arange(units, device=sides[0].device)
-    slack = 8 * torch.finfo(sides[0].dtype).eps  # a vector's cosine with itself is 1 up to rounding
-    for rows in torch.arange(units, device=labels_U.device).split(max(1, _CHUNK_ELEMENTS // units)):
-        agree_CU = torch.ones(len(rows), units, dtype=torch.bool, device=labels_U.device)
-        for side in sides:
-            agree_CU &= side[rows] @ side.mT >= 1 - tolerance - slack
-        agree_CU[torch.arange(len(rows), device=labels_U.device), rows] = True
-        if int(agree_CU.sum()) == len(rows):
-            continue  # every unit of the block agrees with itself only
-        while True:
-            least_C = torch.where(agree_CU, labels_U, units).amin(dim=1)
-            least_U = torch.where(agree_CU, least_C[:, None], units).amin(dim=0)
-            # A whole component follows its member with the smallest new label.
-            root_U = labels_U.clone().scatter_reduce(0, labels_U, torch.minimum(least_U, labels_U), "amin")
-            merged_U = root_U[labels_U]
-            if torch.equal(merged_U, labels_U):
-                break
-            labels_U = merged_U
-    return labels_U
+    w_UI = _in_range(w_UI)
+    norm_U = torch.linalg.vector_norm(w_UI, dim=1)
+    zero_U = norm_U <= rtol * norm_U.max()
+    unit_UI = w_UI.new_empty(len(w_UI), w_UI.shape[1] + 1)
+    torch.mul(w_UI, torch.where(zero_U, 0.0, 1 / norm_U)[:, None], out=unit_UI[:, :-1])
+    unit_UI[:, -1] = zero_U
+    return unit_UI

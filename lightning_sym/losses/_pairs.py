@@ -6,6 +6,7 @@ Shape letters: N samples of this rank, M samples of all ranks, D embedding dimen
 from __future__ import annotations
 
 import contextlib
+import math
 from typing import Any
 
 import torch
@@ -14,19 +15,31 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 
-def as_pair(z_a: Tensor, z_b: Tensor) -> tuple[Tensor, Tensor]:
-    """Return both embeddings in the precision the loss is computed in.
+def as_embeddings(z: Tensor, *, name: str, min_rows: int = 1) -> Tensor:
+    """Return embeddings in the precision the loss is computed in.
 
     float64 is kept, everything else is computed in float32: squares of half-precision sums
     overflow (fp16) or lose the small differences from one that the losses are made of (bf16).
+
+    Raises:
+        TypeError: if they are not a floating-point tensor.
+        ValueError: if they are not a matrix of at least ``min_rows`` rows.
+    """
+    _check_float(z, name=name)
+    if z.ndim != 2 or z.shape[0] < min_rows or z.shape[1] < 1:
+        raise ValueError(f"{name} must be [N >= {min_rows}, D >= 1], got {tuple(z.shape)}")
+    return z if z.dtype == torch.float64 else z.float()
+
+
+def as_pair(z_a: Tensor, z_b: Tensor) -> tuple[Tensor, Tensor]:
+    """Return both embeddings in the precision the loss is computed in, see :func:`as_embeddings`.
 
     Raises:
         TypeError: if an embedding is not a floating-point tensor.
         ValueError: if the two are not matrices of one and the same shape.
     """
     for name, z in (("z_a", z_a), ("z_b", z_b)):
-        if not isinstance(z, Tensor) or not z.is_floating_point():
-            raise TypeError(f"{name} must be a floating-point tensor, got {getattr(z, 'dtype', type(z))}")
+        _check_float(z, name=name)
     if z_a.ndim != 2 or z_a.shape != z_b.shape or z_a.shape[1] < 1:
         raise ValueError(
             "z_a and z_b must be two views' embeddings of one shape [N, D >= 1], "
@@ -34,6 +47,11 @@ def as_pair(z_a: Tensor, z_b: Tensor) -> tuple[Tensor, Tensor]:
         )
     wide = torch.float64 if torch.float64 in (z_a.dtype, z_b.dtype) else torch.float32
     return z_a.to(wide), z_b.to(wide)
+
+
+def _check_float(z: Tensor, *, name: str) -> None:
+    if not isinstance(z, Tensor) or not z.is_floating_point():
+        raise TypeError(f"{name} must be a floating-point tensor, got {getattr(z, 'dtype', type(z))}")
 
 
 def check_batch(z_a: Tensor) -> None:
@@ -142,11 +160,28 @@ class PairLoss(torch.nn.Module):
 
 
 def nonnegative(**weights: float) -> None:
-    """Raise if one of the named weights is negative or not a number.
+    """Raise if one of the named weights is negative, infinite or not a number.
 
     Raises:
-        ValueError: if so.
+        TypeError: if it is no real number.
+        ValueError: if it is negative or not finite.
     """
     for name, value in weights.items():
-        if not value >= 0:
-            raise ValueError(f"{name} must be at least 0, got {value!r}")
+        if isinstance(value, complex | str):
+            raise TypeError(f"{name} must be a real number, got {value!r}")
+        if not 0 <= value < math.inf:
+            raise ValueError(f"{name} must be at least 0 and finite, got {value!r}")
+
+
+def positive(**numbers: float) -> None:
+    """Raise if one of the named numbers is not positive and finite.
+
+    Raises:
+        TypeError: if it is no real number.
+        ValueError: if it is not positive or not finite.
+    """
+    for name, value in numbers.items():
+        if isinstance(value, complex | str):
+            raise TypeError(f"{name} must be a real number, got {value!r}")
+        if not 0 < value < math.inf:
+            raise ValueError(f"{name} must be positive and finite, got {value!r}")

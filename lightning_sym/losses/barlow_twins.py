@@ -31,8 +31,11 @@ def cross_correlation(z_a: Tensor, z_b: Tensor, *, eps: float = 1e-5) -> Tensor:
         ``[D, D]`` with entries in ``[-1, 1]``; rows and columns of constant dimensions are zero.
 
     Raises:
-        ValueError: if the embeddings are not two ``[N >= 2, D]`` of one shape.
+        TypeError: if an embedding is not a floating-point tensor.
+        ValueError: if the embeddings are not two ``[N >= 2, D]`` of one shape, or a weight
+            or ``eps`` is negative or not finite.
     """
+    nonnegative(eps=eps)
     z_a, z_b = as_pair(z_a, z_b)
     check_batch(z_a)
     with exactly(z_a):
@@ -56,7 +59,9 @@ def barlow_twins_loss(z_a: Tensor, z_b: Tensor, *, off_diagonal: float = 5e-3, e
         Scalar ``[]``, at least 0; D for constant embeddings.
 
     Raises:
-        ValueError: if the embeddings are not two ``[N >= 2, D]`` of one shape.
+        TypeError: if an embedding is not a floating-point tensor.
+        ValueError: if the embeddings are not two ``[N >= 2, D]`` of one shape, or a weight
+            or ``eps`` is negative or not finite.
 
     Example:
         >>> import torch
@@ -66,6 +71,7 @@ def barlow_twins_loss(z_a: Tensor, z_b: Tensor, *, off_diagonal: float = 5e-3, e
         >>> barlow_twins_loss(z, -z, eps=0.0)
         tensor(8.)
     """
+    nonnegative(off_diagonal=off_diagonal)
     c_DD = cross_correlation(z_a, z_b, eps=eps)
     diagonal_D = c_DD.diagonal()
     redundancy = c_DD.square().sum() - diagonal_D.square().sum()
@@ -82,7 +88,7 @@ class BarlowTwinsLoss(PairLoss):
         group: the process group to gather over; None is the default group.
 
     Raises:
-        ValueError: if a weight is negative.
+        ValueError: if a weight is negative or not finite.
     """
 
     whitening = True

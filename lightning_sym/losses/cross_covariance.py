@@ -24,6 +24,7 @@ def cross_covariance(z_a: Tensor, z_b: Tensor) -> Tensor:
         Symmetric ``[D, D]``; eigenvalues may be negative.
 
     Raises:
+        TypeError: if an embedding is not a floating-point tensor.
         ValueError: if the embeddings are not two ``[N >= 2, D]`` of one shape.
     """
     z_a, z_b = as_pair(z_a, z_b)
@@ -50,6 +51,7 @@ def cross_covariance_loss(z_a: Tensor, z_b: Tensor) -> Tensor:
         Scalar ``[]``, at least 0; D for zero embeddings.
 
     Raises:
+        TypeError: if an embedding is not a floating-point tensor.
         ValueError: if the embeddings are not two ``[N >= 2, D]`` of one shape.
 
     Example:

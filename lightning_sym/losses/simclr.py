@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lightning_sym.losses._pairs import PairLoss, as_pair, check_batch, exactly
+from lightning_sym.losses._pairs import PairLoss, as_pair, check_batch, exactly, positive
 
 
 def nt_xent_loss(z_a: Tensor, z_b: Tensor, *, temperature: float = 0.5) -> Tensor:
@@ -32,15 +32,15 @@ def nt_xent_loss(z_a: Tensor, z_b: Tensor, *, temperature: float = 0.5) -> Tenso
         Scalar ``[]``, at least 0; ``log(2 N - 1)`` when all embeddings are equal.
 
     Raises:
+        TypeError: if an embedding is not a floating-point tensor.
         ValueError: if the embeddings are not two ``[N >= 2, D]`` of one shape, or the temperature
-            is not positive.
+            is not positive and finite.
 
     Example:
         >>> nt_xent_loss(torch.ones(2, 3), torch.ones(2, 3))  # log 3
         tensor(1.0986)
     """
-    if not temperature > 0:
-        raise ValueError(f"temperature must be positive, got {temperature!r}")
+    positive(temperature=temperature)
     z_a, z_b = as_pair(z_a, z_b)
     check_batch(z_a)
     with exactly(z_a):
@@ -62,13 +62,12 @@ class SimCLRLoss(PairLoss):
         group: the process group to gather over; None is the default group.
 
     Raises:
-        ValueError: if the temperature is not positive.
+        ValueError: if the temperature is not positive and finite.
     """
 
     def __init__(self, *, temperature: float = 0.5, sync: bool = True, group: Any = None) -> None:
         super().__init__(sync=sync, group=group)
-        if not temperature > 0:
-            raise ValueError(f"temperature must be positive, got {temperature!r}")
+        positive(temperature=temperature)
         self.temperature = temperature
 
     def loss(self, z_a: Tensor, z_b: Tensor) -> Tensor:

@@ -10,7 +10,14 @@ from typing import Any
 from torch import Tensor
 from torch.nn import functional as F
 
-from lightning_sym.losses._pairs import PairLoss, as_pair, check_batch, exactly, nonnegative
+from lightning_sym.losses._pairs import (
+    PairLoss,
+    as_embeddings,
+    as_pair,
+    check_batch,
+    exactly,
+    nonnegative,
+)
 
 
 def invariance_term(z_a: Tensor, z_b: Tensor) -> Tensor:
@@ -20,12 +27,18 @@ def invariance_term(z_a: Tensor, z_b: Tensor) -> Tensor:
     weights belong.
 
     Args:
-        z_a: ``[N, D]``.
+        z_a: ``[N >= 1, D]``; half types are computed in float32.
         z_b: ``[N, D]``.
 
     Returns:
         Scalar ``[]``, at least 0.
+
+    Raises:
+        TypeError: if an embedding is not a floating-point tensor.
+        ValueError: if the embeddings are not two ``[N >= 1, D]`` of one shape.
     """
+    z_a, z_b = as_pair(z_a, z_b)
+    as_embeddings(z_a, name="z_a")
     return (z_a - z_b).square().mean()
 
 
@@ -33,12 +46,18 @@ def variance_term(z: Tensor, *, eps: float = 1e-4) -> Tensor:
     r"""Hinge on each dimension's deviation, :math:`\frac1D \sum_i \max(0, 1 - \sqrt{v_i + \epsilon})`.
 
     Args:
-        z: ``[N >= 2, D]``; v is its unbiased variance.
-        eps: keeps the gradient of the root finite at zero variance.
+        z: ``[N >= 2, D]``; v is its unbiased variance; half types are computed in float32.
+        eps: at least 0; keeps the gradient of the root finite at zero variance.
 
     Returns:
         Scalar ``[]`` in ``[0, 1]``; ``1 - sqrt(eps)`` for constant embeddings.
+
+    Raises:
+        TypeError: if ``z`` is not a floating-point tensor.
+        ValueError: if ``z`` is not ``[N >= 2, D]`` or ``eps`` is negative or not finite.
     """
+    nonnegative(eps=eps)
+    z = as_embeddings(z, name="z", min_rows=2)
     return F.relu(1 - (z.var(dim=0) + eps).sqrt()).mean()
 
 
@@ -46,13 +65,19 @@ def covariance_term(z: Tensor) -> Tensor:
     r"""Off-diagonal covariance, :math:`\frac1D \sum_{i \neq j} \operatorname{Cov}(z)_{ij}^2`.
 
     Args:
-        z: ``[N >= 2, D]``; the covariance is the unbiased one.
+        z: ``[N >= 2, D]``; the covariance is the unbiased one; half types are computed in float32.
 
     Returns:
         Scalar ``[]``, at least 0.
+
+    Raises:
+        TypeError: if ``z`` is not a floating-point tensor.
+        ValueError: if ``z`` is not ``[N >= 2, D]``.
     """
-    centred_ND = z - z.mean(dim=0)
-    covariance_DD = centred_ND.mT @ centred_ND / (z.shape[0] - 1)
+    z = as_embeddings(z, name="z", min_rows=2)
+    with exactly(z):
+        centred_ND = z - z.mean(dim=0)
+        covariance_DD = centred_ND.mT @ centred_ND / (z.shape[0] - 1)
     off_diagonal = covariance_DD.square().sum() - covariance_DD.diagonal().square().sum()
     return off_diagonal / z.shape[1]
 
@@ -84,13 +109,16 @@ def vicreg_loss(
         Scalar ``[]``, at least 0; ``variance * (1 - sqrt(eps))`` for constant embeddings.
 
     Raises:
-        ValueError: if the embeddings are not two ``[N >= 2, D]`` of one shape.
+        TypeError: if an embedding is not a floating-point tensor.
+        ValueError: if the embeddings are not two ``[N >= 2, D]`` of one shape, or a weight
+            or ``eps`` is negative or not finite.
 
     Example:
         >>> import torch
         >>> vicreg_loss(torch.zeros(4, 3), torch.zeros(4, 3), eps=0.0)
         tensor(25.)
     """
+    nonnegative(invariance=invariance, variance=variance, covariance=covariance)
     z_a, z_b = as_pair(z_a, z_b)
     check_batch(z_a)
     with exactly(z_a):
@@ -111,7 +139,7 @@ class VICRegLoss(PairLoss):
         group: the process group to gather over; None is the default group.
 
     Raises:
-        ValueError: if a weight is negative.
+        ValueError: if a weight is negative or not finite.
     """
 
     whitening = True

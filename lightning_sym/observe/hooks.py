@@ -245,7 +245,7 @@ class LayerWatch:
     # -- attention ----------------------------------------------------------------------------
 
     def _enter(self, module: nn.Module, args: Any, kwargs: Any) -> None:
-        if self.closed or not self._looking():
+        if self.closed or not (in_backward() or self._looking()):
             return
         query = args[0] if args else kwargs.get("query")
         self._attention_batch = 1
@@ -298,10 +298,8 @@ class LayerWatch:
 
     def see(self, x: Tensor | None, output: Tensor, *, part: slice | None = None) -> None:
         """Take in one call of the layer, whose output is ``output[..., part]``."""
-        if self.closed or not self._looking() or not output.numel():
-            return
-        again = in_backward()  # a recomputed forward
-        if not again and not self._belongs():
+        again = in_backward()  # a recomputed forward, after the training step has returned
+        if self.closed or not output.numel() or not (again or (self._looking() and self._belongs())):
             return
         with self._timed():
             mine = output if part is None else output[..., part]

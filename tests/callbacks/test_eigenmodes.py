@@ -14,7 +14,7 @@ from lightning_sym.callbacks.eigenmodes import EigenmodeMonitor
 from lightning_sym.functional.eigenmodes import cross_covariance_eigenvalues
 from lightning_sym.losses import CrossCovarianceLoss, VICRegLoss
 from lightning_sym.modules import JointEmbedding
-from lightning_sym.observe.schedule import Every, LogSpaced
+from lightning_sym.engine.schedule import Every, LogSpaced
 from lightning_sym.papers.stepwise_ssl import Staircase
 
 SCALE = torch.tensor([1.0, 0.75, 0.55, 0.35, 0.2, 0.1])

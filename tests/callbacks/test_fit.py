@@ -16,9 +16,11 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, Sampler, TensorDataset
 
+from lightning_sym import watch
 from lightning_sym.callbacks import AlignmentMonitor, CollapseMonitor, Monitor, PlasticityMonitor, monitors
-from lightning_sym.observe import LogSpaced, Moments, Observation, Reading, Wants
-from tests.models import Classifier, SelfAttention, Witness, convnet, images, mlp, trainer
+from lightning_sym.engine.schedule import LogSpaced
+from lightning_sym.observe import Observation, Reading, SecondMoments
+from tests.models import Classifier, SelfAttention, Witness, convnet, data, images, mlp, trainer
 
 
 def hooks(module: nn.Module) -> int:
@@ -277,7 +279,7 @@ def test_several_loggers_get_every_reading_at_the_right_step(tmp_path):
     scalars = events.Tags()["scalars"]
     for monitor in watch:
         for key in monitor.history[0]:
-            if key not in ("step", "plasticity/trainability"):
+            if key not in ("step", "fit", "plasticity/trainability"):
                 assert [e.step for e in events.Scalars(key)] == [0, 1, 3, 5, 7], key
     assert "plasticity/trainability" in scalars
     assert any("spectrum" in tag for tag in events.Tags()["histograms"])
@@ -334,7 +336,7 @@ def test_a_frozen_layer_and_one_without_gradient():
 
     watch = monitors("standard", every_n_steps=1)
     data = TensorDataset(torch.randn(8, 4), torch.randint(0, 4, (8,)))
-    with pytest.warns(UserWarning, match=r"never ran in step 1.*net\.unused"):
+    with pytest.warns(UserWarning, match=r"never ran have no readings.*net\.unused.*step 1"):
         trainer(max_steps=1, callbacks=watch).fit(Classifier(Branches()), DataLoader(data, batch_size=8))
     row = {k: v for monitor in watch for k, v in last(monitor).items()}
     assert row["plasticity/net.frozen/relative_update"] == 0
@@ -367,7 +369,7 @@ def test_an_error_of_ours_is_one_warning():
             raise ArithmeticError("boom")
 
     data = DataLoader(TensorDataset(torch.randn(8, 4), torch.randint(0, 4, (8,))), batch_size=2)
-    with pytest.warns(UserWarning, match=r"Faulty failed at step 1 in .*net\.0.*boom") as caught:
+    with pytest.warns(UserWarning, match=r"Faulty failed in .*net\.0 at step 1.*boom") as caught:
         trainer(callbacks=[Faulty(every_n_steps=1)]).fit(Classifier(mlp(4, 6, 4)), data)
     assert sum("boom" in str(w.message) for w in caught) == 1
     with pytest.raises(ArithmeticError, match="boom"):
@@ -400,9 +402,13 @@ def test_the_full_preset_reads_batches_that_are_dicts():
     fit.fit(DictClassifier(mlp(4, 6, 4)), DataLoader(Words(), batch_size=4))
     assert fit.callback_metrics["plasticity/trainability"] > 0
     assert "collapse/nc4" in fit.callback_metrics
-    watch = monitors("full", every_n_steps=2, targets="y", strict=True)
-    with pytest.raises(ValueError, match=r"inputs=0 is not in the batch of keys \['x', 'y'\]"):
-        trainer(callbacks=watch).fit(DictClassifier(mlp(4, 6, 4)), DataLoader(Words(), batch_size=4))
+    # Without inputs= it is the entry that forward names, and a wrong place is named.
+    guessed = trainer(callbacks=monitors("full", every_n_steps=2, targets="y", strict=True))
+    guessed.fit(DictClassifier(mlp(4, 6, 4)), DataLoader(Words(), batch_size=4))
+    assert guessed.callback_metrics["plasticity/trainability"] > 0
+    wrong = monitors("full", every_n_steps=2, targets="y", inputs="z", strict=True)
+    with pytest.raises(ValueError, match=r"inputs='z' is not in the batch.*'x', 'y'"):
+        trainer(callbacks=wrong).fit(DictClassifier(mlp(4, 6, 4)), DataLoader(Words(), batch_size=4))
 
 
 @pytest.mark.parametrize(
@@ -501,12 +507,13 @@ class SpectrumGap(Monitor):
     """The monitor of one's own from the documentation."""
 
     quantity = "gap"
-    wants = Wants(outputs=Moments.SECOND)
+    outputs = SecondMoments("outputs")
+    needs = (outputs,)
 
     def read(self, seen: Observation):
         for layer in seen.layers:
-            top, second = layer.outputs.eigenvalues[:2]
-            yield Reading(f"gap/{layer.name}", top / second)
+            top, second = layer[self.outputs].eigenvalues[:2]
+            yield Reading(layer.name, "", top / second)
 
 
 def test_a_monitor_of_ones_own():
@@ -562,20 +569,33 @@ def test_causes_are_those_of_the_network_in_training_even_after_a_fit_that_faile
     assert last(monitor)["collapse/net.0/permutation"] == 1
 
 
+class GradientSize(Monitor):
+    """Trace of the second moment of per-sample gradients."""
+
+    gradients = SecondMoments("output_gradients")
+    needs = (gradients,)
+
+    def read(self, seen: Observation):
+        for layer in seen.layers:
+            yield Reading(layer.name, "", layer[self.gradients].second.trace())
+
+
 def test_the_loss_scale_is_undone():
     """Under a GradScaler gradients come scaled; what is read are gradients of per-sample losses."""
-    from types import SimpleNamespace
-
-    from lightning_sym.observe.observer import Observer
-
-    def scale(scaler):
-        module = SimpleNamespace(automatic_optimization=True)
-        plugin = SimpleNamespace(scaler=scaler)
-        run = SimpleNamespace(precision_plugin=plugin, accumulate_grad_batches=3, lightning_module=module)
-        return Observer._per_sample_scale(run, [torch.zeros(8, 2), torch.zeros(8)])
-
-    assert scale(None) == 8 * 3
-    assert scale(torch.amp.GradScaler("cpu", init_scale=1024.0)) == 8 * 3 / 1024
+    sizes = []
+    for scaler in (None, torch.amp.GradScaler("cpu", init_scale=1024.0)):
+        torch.manual_seed(0)
+        net = mlp(4, 6, 3)
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+        x, y = data(8)
+        with watch(net, optimizer, GradientSize(every_n_steps=1, strict=True), scaler=scaler) as watching:
+            watching.batch((x, y))
+            loss = nn.functional.cross_entropy(net(x), y)
+            (loss if scaler is None else scaler.scale(loss)).backward()
+            optimizer.step() if scaler is None else scaler.step(optimizer)
+        sizes.append(watching.monitors[0].history[0]["gradientsize/2"])
+    assert sizes[0] > 0
+    assert sizes[1] == pytest.approx(sizes[0], rel=1e-6)
 
 
 def test_a_monitor_can_watch_a_second_run():

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_sym.callbacks import CollapseMonitor, HierarchyMonitor
 from lightning_sym.functional import effective_rank, gram_alignment
-from lightning_sym.observe import LogSpaced
+from lightning_sym.engine.schedule import LogSpaced
 from tests.models import Classifier, convnet, data, fit, images, mlp, trainer
 
 

@@ -9,7 +9,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from lightning_sym import callbacks
 from lightning_sym.callbacks import base
-from lightning_sym.observe import LogSpaced
+from lightning_sym.engine.schedule import LogSpaced
 from tests.models import Classifier, Witness, convnet, images, trainer
 
 EVERY = [kind for kind in vars(callbacks).values() if isinstance(kind, type) and issubclass(kind, Callback)]

@@ -98,7 +98,7 @@ def test_bad_input_is_named():
         e.covariance_eigenvalues(torch.ones(1, 3))
     with pytest.raises(ValueError, match=r"eigenvalues must be \[T >= 2, J >= 1\], got \(1, 3\)"):
         e.step_likeness(torch.ones(1, 3))
-    with pytest.raises(ValueError, match="final must be 3 positive sizes"):
+    with pytest.raises(ValueError, match="final must be positive and finite sizes"):
         e.step_likeness(torch.ones(2, 3), final=torch.zeros(3))
     with pytest.raises(ValueError, match=r"got \(3,\) and \(2, 2\)"):
         e.mode_dates(torch.ones(3), eigenvalues=torch.ones(2, 2))

@@ -39,7 +39,10 @@ def test_clusters_are_those_of_a_search():
                 reached += near
         assert unit_clusters(distances[None], threshold=0.6).tolist() == [groups]
     both = torch.stack([torch.zeros(3, 3), torch.full((3, 3), torch.nan)])
-    assert unit_clusters(both, threshold=0.5).tolist() == [1, 3]
+    assert unit_clusters(both, threshold=0.5).isnan().tolist() == [False, True]
+    apart = torch.stack([torch.zeros(3, 3), torch.full((3, 3), torch.inf)])
+    apart[0].fill_diagonal_(torch.nan)  # the diagonal is not read
+    assert unit_clusters(apart, threshold=0.5).tolist() == [1, 3]
 
 
 def test_a_staircase_is_read_step_by_step():
@@ -91,7 +94,7 @@ def test_bad_input_is_named():
     x = torch.ones(3, 2)
     for call, message in (
         (lambda: breaking_distance(x, x[:2]), "must be of one shape"),
-        (lambda: breaking_distance(x, x, scale=0.0), "scale must be positive or None, got 0.0"),
+        (lambda: breaking_distance(x, x, scale=0.0), "scale must be positive, got 0.0"),
         (lambda: unit_clusters(x, threshold=0.1), r"must be \[B, U, U\], got \(3, 2\)"),
         (lambda: loss_phases([1], []), "must be of one length, got 1 and 0"),
         (lambda: loss_phases([1], [1], flat=2.0), "flat must be less than steep"),

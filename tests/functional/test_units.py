@@ -5,13 +5,13 @@ import torch
 from hypothesis import given, settings, strategies as st
 
 from lightning_sym.functional import (
+    _grouping,
     dead_fraction,
     distinct_units,
     dormant_fraction,
     dormant_fraction_from_scores,
     dormant_scores,
     unit_groups,
-    units,
     zero_units,
 )
 
@@ -144,16 +144,16 @@ def test_distinct_units_equals_union_find_whatever_the_block(u, seed, tolerance,
     weight[torch.rand(u, generator=torch.Generator().manual_seed(seed)) < 0.15] = 0
     outgoing = gaussian(2, u, seed=seed + 1)
     sides = [weight.tolist()] + ([outgoing.T.tolist()] if with_outgoing else [])
-    before = units._CHUNK_ELEMENTS
+    before = _grouping.BLOCK_ELEMENTS
     try:
-        units._CHUNK_ELEMENTS = block
+        _grouping.BLOCK_ELEMENTS = block
         value = distinct_units(weight, None, outgoing if with_outgoing else None, tolerance=tolerance)
         shuffled = torch.randperm(u, generator=torch.Generator().manual_seed(seed))
         again = distinct_units(
             weight[shuffled] * 7, None, outgoing[:, shuffled] if with_outgoing else None, tolerance=tolerance
         )
     finally:
-        units._CHUNK_ELEMENTS = before
+        _grouping.BLOCK_ELEMENTS = before
     assert float(value) == pytest.approx(slow_distinct(sides, tolerance)) == float(again)
 
 
@@ -206,7 +206,7 @@ def test_wrong_arguments_are_named():
 
 @pytest.mark.parametrize("block", [1, 2**21])
 def test_groups_are_named_by_their_first_unit(monkeypatch, block):
-    monkeypatch.setattr(units, "_CHUNK_ELEMENTS", block)
+    monkeypatch.setattr(_grouping, "BLOCK_ELEMENTS", block)
     base = gaussian(3, 6)
     weight = base[torch.tensor([2, 0, 1, 0, 2, 2])]
     assert unit_groups(weight).tolist() == [0, 1, 2, 1, 0, 0]
@@ -217,3 +217,90 @@ def test_groups_are_named_by_their_first_unit(monkeypatch, block):
     weight[1] = math.nan
     with pytest.raises(ValueError, match="must be finite"):
         unit_groups(weight)
+
+
+def planted(units, width, seed, tolerance=1e-2):
+    """Random rows, a quarter of them near others: copies, just within the tolerance, and zero ones."""
+    weight = gaussian(units, width, seed=seed, dtype=torch.float32)
+    unit = torch.nn.functional.normalize(weight, dim=1)
+    some = units // 16
+    across = torch.nn.functional.normalize(gaussian(some, width, seed=seed + 1, dtype=torch.float32), dim=1)
+    across = torch.nn.functional.normalize(across - (across * unit[:some]).sum(1, True) * unit[:some], dim=1)
+    angle = math.acos(1 - tolerance) * torch.linspace(0, 0.999, some)[:, None]
+    weight[some : 2 * some] = unit[:some] * angle.cos() + across * angle.sin()
+    weight[2 * some : 3 * some] = 3 * weight[some : 2 * some]
+    weight[3 * some : 3 * some + 5] = 0
+    return weight[torch.randperm(units, generator=torch.Generator().manual_seed(seed))]
+
+
+def slow_groups(*sides, tolerance=1e-2):
+    """All cosines at once, in float64, and a search."""
+    agree = True
+    for side in sides:
+        unit = torch.nn.functional.normalize(side.double(), dim=1)
+        zero = side.norm(dim=1) <= 1e-3 * side.norm(dim=1).max()
+        near = (unit @ unit.T >= 1 - tolerance) & ~zero[:, None] & ~zero
+        agree = agree & (near | (zero[:, None] & zero))
+    near = [row.nonzero().flatten().tolist() for row in agree]
+    label = [-1] * len(near)
+    for first in range(len(near)):
+        reached = [first] if label[first] < 0 else []
+        while reached:
+            unit_at = reached.pop()
+            if label[unit_at] < 0:
+                label[unit_at] = first
+                reached += [k for k in near[unit_at] if label[k] < 0]
+    return label
+
+
+@pytest.mark.parametrize("shape", [(100, 700), (300, 700), (700, 300), (1500, 40), (1500, 200)])
+@pytest.mark.parametrize("hashed", [False, True])
+def test_many_units_are_grouped_as_by_all_pairs_at_once(monkeypatch, shape, hashed):
+    if hashed:
+        monkeypatch.setattr(_grouping, "HASHED_ABOVE", 0)
+    monkeypatch.setattr(_grouping, "BLOCK_ELEMENTS", 200_000)
+    for seed in range(3):
+        weight = planted(*shape, seed=seed)
+        assert unit_groups(weight).tolist() == slow_groups(weight)
+        outgoing = planted(*shape, seed=seed)
+        outgoing[: len(outgoing) // 2] = gaussian(len(outgoing) // 2, shape[1], seed=7, dtype=torch.float32)
+        assert unit_groups(weight, None, outgoing.T).tolist() == slow_groups(weight, outgoing)
+
+
+def test_hashing_joins_no_units_that_do_not_agree_and_misses_few_that_do(monkeypatch):
+    monkeypatch.setattr(_grouping, "HASHED_ABOVE", 0)
+    missed = 0
+    for seed in range(4):
+        # The hardest: every pair exactly within the tolerance, and all else far away.
+        weight = planted(1600, 64, seed=seed)
+        fast, slow = unit_groups(weight).tolist(), slow_groups(weight)
+        missed += sum(a != b for a, b in zip(fast, slow, strict=True))
+        joined = {(a, b) for a, b in zip(fast, slow, strict=True)}
+        assert len(joined) == len(set(fast))  # each group found lies within one that is there
+    assert missed <= 2
+    bits, tables = _grouping._tables(50_000, 0.01)
+    alike = (1 - math.acos(0.99) / math.pi) ** bits
+    assert (1 - alike) ** tables <= 1e-4 < (1 - alike) ** (tables - 1)
+
+
+@pytest.mark.parametrize("hashed", [False, True])
+def test_layers_of_copies_and_narrow_cones(monkeypatch, hashed):
+    if hashed:
+        monkeypatch.setattr(_grouping, "HASHED_ABOVE", 0)
+    scale = torch.linspace(0.1, 9, 3000)[:, None]
+    assert unit_groups(gaussian(1, 40, dtype=torch.float32) * scale).tolist() == [0] * 3000
+    cone = 1 + 0.5 * gaussian(3000, 40, dtype=torch.float32)
+    cone[1500:1800] = 2 * cone[:300]
+    assert float(distinct_units(cone)) == pytest.approx(0.9)
+
+
+def test_fifty_thousand_units_take_neither_all_pairs_nor_their_memory(monkeypatch):
+    def refuse(*args, **kwargs):
+        raise AssertionError("all pairs are compared")
+
+    monkeypatch.setattr(_grouping, "_few_entries", refuse)
+    weight = gaussian(50_000, 64, dtype=torch.float32)
+    weight[25_000:30_000] = 2 * weight[:5_000]
+    assert float(distinct_units(weight)) == pytest.approx(0.9, abs=1e-4)
+    with pytest.raises(AssertionError, match="all pairs"):
+        distinct_units(weight, tolerance=0.3)  # too large for hashing

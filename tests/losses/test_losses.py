@@ -245,9 +245,9 @@ def test_bad_input_is_named(name):
 
 
 def test_bad_weights_are_named():
-    with pytest.raises(ValueError, match="temperature must be positive, got 0"):
+    with pytest.raises(ValueError, match="temperature must be positive and finite, got 0"):
         SimCLRLoss(temperature=0)
-    with pytest.raises(ValueError, match="off_diagonal must be at least 0, got -1"):
+    with pytest.raises(ValueError, match="off_diagonal must be at least 0 and finite, got -1"):
         BarlowTwinsLoss(off_diagonal=-1)
-    with pytest.raises(ValueError, match="variance must be at least 0, got nan"):
+    with pytest.raises(ValueError, match="variance must be at least 0 and finite, got nan"):
         VICRegLoss(variance=float("nan"))

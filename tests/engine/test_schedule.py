@@ -2,8 +2,8 @@
 
 import pytest
 
-from lightning_sym.observe import Every, LogSpaced
-from lightning_sym.observe.schedule import as_schedule
+from lightning_sym.engine.schedule import Every, LogSpaced
+from lightning_sym.engine.schedule import as_schedule
 
 
 def due(schedule, until):

@@ -1,0 +1,241 @@
+"""The engine driven by a plain training loop, also Fabric's: the same monitors, the same numbers."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import nn
+from typing_extensions import Self, override
+
+from lightning_sym.engine.engine import Engine
+from lightning_sym.engine.publish import draw
+from lightning_sym.engine.run import Run
+from lightning_sym.engine.sandbox import Sandbox
+
+#: What takes readings: a TensorBoard ``SummaryWriter``, or a function of ``{key: value}`` and the step.
+Sink = Any
+
+
+def watch(
+    module: nn.Module,
+    optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer],
+    monitors: Any,
+    *,
+    to: Sink | Sequence[Sink] = (),
+    accumulate: int = 1,
+    scaler: Any = None,
+    precision: Callable[[], AbstractContextManager[Any]] | None = None,
+) -> Watching:
+    """Let monitors watch a training loop of one's own.
+
+    A step is observed from the end of the one before it to the end of its ``optimizer.step()``; with several
+    optimizers, until each has stepped. Tell it the batch at the head of a step where labels, the batch's
+    size or the module's input are wanted::
+
+        with watch(model, optimizer, monitors(), to=SummaryWriter()) as watching:
+            for x, y in loader:
+                watching.batch((x, y))
+                loss = F.cross_entropy(model(x), y)
+                loss.backward()
+                optimizer.step()
+                optimizer.zero_grad()
+
+    Passes between two steps are taken for the step if they record gradients; run validation under
+    ``torch.no_grad()``. Readings are in ``monitor.history``, under the module's own names.
+
+    Args:
+        module: what is trained; wrappers of DDP and Fabric are looked through.
+        optimizer: the optimizer, or all of them.
+        monitors: a monitor, or several (:func:`~lightning_sym.callbacks.monitors`).
+        to: who takes readings besides the histories: a TensorBoard ``SummaryWriter``, a function of
+            ``({key: value}, step)``, or several.
+        accumulate: backward passes a step, each of a loss that is divided by this number.
+        scaler: the ``torch.amp.GradScaler``, if there is one.
+        precision: makes the context that forward passes run in, such as
+            ``lambda: torch.autocast("cuda", torch.bfloat16)``; for what monitors run themselves.
+
+    Raises:
+        ValueError: if an argument is out of its range, a glob matches no layer, or parameters are kept in
+            pieces in a way that a monitor can't deal with.
+    """
+    return Watching(
+        module, optimizer, monitors, to=to, accumulate=accumulate, scaler=scaler, precision=precision
+    )
+
+
+class LoopRun(Run):
+    """A plain loop's fit."""
+
+    reports_steps = True
+
+    def __init__(
+        self,
+        module: nn.Module,
+        optimizers: list[torch.optim.Optimizer],
+        *,
+        sinks: list[Sink],
+        accumulate: int,
+        scaler: Any,
+        precision: Callable[[], AbstractContextManager[Any]] | None,
+    ) -> None:
+        super().__init__(module)
+        self.accumulated, self._scaler, self._sinks = accumulate, scaler, sinks
+        self._optimizers = optimizers
+        self.steps = 0
+        self.sandbox = Sandbox(module, precision=precision or contextlib.nullcontext)
+
+    @property
+    @override
+    def step(self) -> int:
+        return self.steps
+
+    @property
+    @override
+    def logger_step(self) -> int:
+        """The steps made when the one that is observed has ended."""
+        return self.steps + 1
+
+    @property
+    @override
+    def optimizers(self) -> list[torch.optim.Optimizer]:
+        return self._optimizers
+
+    @property
+    def loss_scale(self) -> float:  # type: ignore[override]
+        """What the gradient scaler multiplies the loss by."""
+        return 1.0 if self._scaler is None else float(self._scaler.get_scale())
+
+    @override
+    def send(self, values: Mapping[str, float], media: Mapping[str, Any], step: int) -> list[str]:
+        wrong = []
+        for sink in self._sinks if self.ranks.rank == 0 else ():
+            try:
+                if hasattr(sink, "add_scalar"):
+                    for key, value in values.items():
+                        sink.add_scalar(key, value, step)
+                    draw(sink, dict(media), step)
+                else:
+                    sink(dict(values), step)
+            except Exception as error:
+                wrong.append(f"{type(sink).__name__}: {type(error).__name__}: {error}")
+        return wrong
+
+
+class Watching:
+    """Watches a loop inside of its ``with`` block; made by :func:`watch`.
+
+    Attributes:
+        monitors: the monitors.
+        engine: what they read from.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer],
+        monitors: Any,
+        *,
+        to: Sink | Sequence[Sink],
+        accumulate: int,
+        scaler: Any,
+        precision: Callable[[], AbstractContextManager[Any]] | None,
+    ) -> None:
+        if isinstance(accumulate, bool) or not isinstance(accumulate, int) or accumulate < 1:
+            raise ValueError(f"accumulate must be a positive integer, got {accumulate!r}")
+        several = isinstance(optimizer, Sequence)
+        optimizers = [_torch_optimizer(each) for each in (optimizer if several else [optimizer])]  # type: ignore[union-attr, list-item]
+        if not optimizers:
+            raise ValueError("optimizer must be an optimizer or several, got none")
+        self.monitors = list(monitors) if isinstance(monitors, Iterable) else [monitors]
+        sinks = list(to) if isinstance(to, Sequence) else [to]
+        self._run = LoopRun(
+            _unwrapped(module),
+            optimizers,
+            sinks=sinks,
+            accumulate=accumulate,
+            scaler=scaler,
+            precision=precision,
+        )
+        self.engine = Engine(self._run, self.monitors)
+        self._handles: list[Any] = []
+        self._window = contextlib.ExitStack()
+        self._told = 0  # batches since the last step
+        self._stepped: set[int] = set()
+        self._wants_batch = any(monitor.runs_module for monitor in self.monitors)
+
+    def __enter__(self) -> Self:
+        self.engine.start()
+        self.engine.begin()
+        self._handles = [o.register_step_post_hook(self._after_step) for o in self._run.optimizers]
+        self._window.enter_context(self.engine.in_step())
+        self._begin_step()
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        while self._handles:
+            self._handles.pop().remove()
+        self._window.close()
+        self.engine.close()
+
+    def batch(self, batch: Any) -> None:
+        """Say which batch is run next, at the head of a step (of each of its batches, if several)."""
+        first = self._told == 0
+        if self.engine.armed and self._told >= self._run.accumulated:
+            self.engine.drop_step()  # a gradient scaler has skipped the step
+            first, self._told = True, 0
+        self._told += 1
+        if self.engine.armed and first:
+            self.engine.set_batch(batch)
+        elif self.engine.armed or first:
+            self.engine.batch_start(batch)
+
+    def loss(self, loss: Any) -> None:
+        """Tell the loss of the batch, for monitors that show it."""
+        self._run.saw_loss(loss)
+
+    def epoch_end(self) -> None:
+        """Say that an epoch has ended, for monitors that read then."""
+        self.engine.epoch_end()
+        self._run.epoch += 1
+
+    def _begin_step(self) -> None:
+        self._told, self._stepped = 0, set()
+        if not self._wants_batch:
+            self.engine.batch_start(None)
+
+    def _after_step(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        if threading.get_ident() != self.engine.thread:
+            return  # another thread trains with the same optimizer
+        self._run.steps += 1
+        self._stepped.add(id(optimizer))
+        if self.engine.armed:
+            self.engine.stepped(optimizer)
+        if len(self._stepped) == len(self._run.optimizers):
+            self.engine.batch_end()
+            self._begin_step()
+
+
+def _torch_optimizer(optimizer: Any) -> torch.optim.Optimizer:
+    """Return the optimizer inside of a wrapper of Fabric's or another one's.
+
+    Raises:
+        TypeError: if there is none.
+    """
+    inner = optimizer
+    while not isinstance(inner, torch.optim.Optimizer) or type(inner).__name__ == "_FabricOptimizer":
+        if not hasattr(inner, "optimizer"):
+            raise TypeError(f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}")
+        inner = inner.optimizer
+    return inner
+
+
+def _unwrapped(module: nn.Module) -> nn.Module:
+    """Return the user's module inside of DDP's and Fabric's wrappers."""
+    while type(module).__name__ in ("DistributedDataParallel", "_FabricModule"):
+        module = module.module  # type: ignore[assignment]
+    return module
