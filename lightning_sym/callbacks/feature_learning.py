@@ -196,8 +196,8 @@ class FeatureLearningMonitor(Monitor):
 
     @override
     def read(self, seen: Observation) -> Iterator[Reading]:
-        if "start" not in seen.state:
-            raise RuntimeError("there is no start to compare with: its reading failed")
+        if "start" not in seen.state:  # taking it failed, and a warning has said so
+            return
         start = seen.state["start"]
         now = self._measured(seen.run, start)
         move = kernel_move(start["kernel"], now["kernel"])
@@ -308,6 +308,8 @@ class FeatureLearningMonitor(Monitor):
             def see(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
                 x = args[0] if args else next(iter(kwargs.values()))
                 h_ND = layer.input_rows(x.detach(), _POSITIONS)
+                if h_ND.shape[1] != len(blocks) * blocks.shape[2]:
+                    return  # its weight is used in another way
                 parts = zip(h_ND.chunk(len(blocks), dim=1), blocks, strict=True)
                 found[layer.name] = _mean([float(layer_alignment(h, weight)) for h, weight in parts])
 

@@ -165,6 +165,8 @@ class Engine:
                 self._call(seat, "prepare")
             self._arm()
         self.set_batch(batch)
+        for seat in self._due:
+            self._call(seat, "prepare_batch")
 
     def set_batch(self, batch: Any) -> None:
         """Say which micro-batch is run from now on."""
@@ -172,8 +174,6 @@ class Engine:
         run.batch = batch
         self._step.samples = samples = run.samples(batch)
         self._step.scale = (samples or 1) * run.accumulated / run.loss_scale
-        for seat in self._due:
-            self._call(seat, "prepare_batch")
 
     def drop_step(self) -> None:
         """Forget the step that is observed: it did not come to its end."""
@@ -423,9 +423,7 @@ class Engine:
         if not seat.monitor.overrides(method):
             return
         seen = Observation(self.run.step, run=self.run, state=seat.monitor.state)
-        self._attempt(
-            seat.monitor, partial(_place, method, seen), partial(getattr(seat.monitor, method), seen)
-        )
+        self._attempt(seat.monitor, partial(_place, method, seen), partial(getattr(seat.monitor, method), seen))
         if seen.watch is not None:
             seat.layers = seen.watch
 
