@@ -29,7 +29,7 @@ def uneven() -> DataLoader:
 
 
 class Counting:
-    """To be mixed into a module with a ``net``: counts its calls, which go through a function that captured it."""
+    """For a module with a ``net``: counts its calls, which go through a function that captured it."""
 
     calls = 0
 

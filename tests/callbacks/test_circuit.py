@@ -354,9 +354,7 @@ def test_a_fault_in_a_run_is_a_warning_unless_strict():
     def vector(module, batch):
         return module(batch[0]).sum(1)
 
-    with pytest.raises(
-        TypeError, match=r"loss=vector must return a scalar tensor, .* got \(8,\)"
-    ):
+    with pytest.raises(TypeError, match=r"loss=vector must return a scalar tensor, .* got \(8,\)"):
         fit(classifier(), CircuitMonitor(loss=vector, strict=True))
     with pytest.warns(UserWarning, match="CircuitMonitor failed in prepare_batch at step 0: TypeError"):
         fit(classifier(), CircuitMonitor(loss=vector), max_steps=2)

@@ -190,7 +190,7 @@ def test_bad_input_is_named():
     with pytest.raises(TypeError, match="forward='features' is not a method of Classifier"):
         fit(classifier(), FeatureLearningMonitor(forward="features"))
     uneven = {"inputs": lambda batch: [batch[0], batch[1][:3]]}
-    with pytest.raises(TypeError, match="must find tensors with a row for each sample.*; pass data"):
+    with pytest.raises(TypeError, match=r"must find tensors with a row for each sample.*; pass data"):
         fit(classifier(), FeatureLearningMonitor(strict=True, **uneven))
     with pytest.warns(UserWarning, match="FeatureLearningMonitor failed in start at step 0: TypeError"):
         fit(classifier(), FeatureLearningMonitor(**uneven), max_steps=1)

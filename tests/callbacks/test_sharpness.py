@@ -426,9 +426,7 @@ def test_bad_input_is_named():
     ],
 )
 def test_a_bad_loss_is_one_warning_unless_strict(options, message):
-    with pytest.warns(
-        UserWarning, match=f"SharpnessMonitor failed in read at step 1: .*{message}"
-    ) as seen:
+    with pytest.warns(UserWarning, match=f"SharpnessMonitor failed in read at step 1: .*{message}") as seen:
         run = fit(classifier(), SharpnessMonitor(every_n_steps=1, **options))
     assert len([w for w in seen if "SharpnessMonitor" in str(w.message)]) == 1
     assert run.global_step == 9
@@ -521,7 +519,7 @@ def test_a_second_run_of_a_monitor_is_that_of_a_new_one():
 @pytest.mark.parametrize("second", ["_", "batch_nb", "*rest"])
 def test_the_second_argument_of_a_step_has_any_name(second):
     space = {"F": nn.functional}
-    exec(f"def step(self, b, {second}): return F.cross_entropy(self(b[0]), b[1])", space)  # noqa: S102
+    exec(f"def step(self, b, {second}): return F.cross_entropy(self(b[0]), b[1])", space)
     named, right = (SharpnessMonitor(every_n_steps=3, strict=True) for _ in range(2))
     torch.manual_seed(0)
     fit(type("Named", (Classifier,), {"training_step": space["step"]})(mlp(4, 6, 3, act=nn.Tanh)), named)
