@@ -3,8 +3,11 @@
 from lightning_sym.callbacks.alignment import AlignmentMonitor as AlignmentMonitor
 from lightning_sym.callbacks.balance import BalanceMonitor as BalanceMonitor
 from lightning_sym.callbacks.base import Monitor as Monitor
+from lightning_sym.callbacks.circuit import CircuitMonitor as CircuitMonitor
 from lightning_sym.callbacks.collapse import CollapseMonitor as CollapseMonitor
+from lightning_sym.callbacks.feature_learning import FeatureLearningMonitor as FeatureLearningMonitor
 from lightning_sym.callbacks.hierarchy import HierarchyMonitor as HierarchyMonitor
 from lightning_sym.callbacks.plasticity import PlasticityMonitor as PlasticityMonitor
 from lightning_sym.callbacks.presets import Monitors as Monitors, monitors as monitors
+from lightning_sym.callbacks.sharpness import SharpnessMonitor as SharpnessMonitor
 from lightning_sym.callbacks.syre import Syre as Syre

@@ -166,6 +166,8 @@ class Engine:
                 self._call(seat, "prepare")
             self._arm()
         self.set_batch(batch)
+        for seat in self._due:
+            self._call(seat, "prepare_batch")
 
     def set_batch(self, batch: Any) -> None:
         """Say which micro-batch is run from now on."""
