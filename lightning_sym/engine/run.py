@@ -90,8 +90,12 @@ class Run:
         if isinstance(found, Tensor) and found.numel() == 1:
             self._returned = found.detach()  # of an optimizer with several evaluations, the last
 
-    def function(self, how: str | Callable[..., Any]) -> Callable[..., Any]:
+    def function(self, how: str | Callable[..., Any], *, argument: str = "forward") -> Callable[..., Any]:
         """Return what a monitor calls: a method of the module by name, or a function of (module, input).
+
+        Args:
+            how: the name, or the function.
+            argument: of the monitor, for the error.
 
         Raises:
             TypeError: if the module has no such method.
@@ -101,8 +105,8 @@ class Run:
         found = getattr(self.module, how, None)
         if not callable(found):
             raise TypeError(
-                f"{how!r} is not a method of {type(self.module).__name__}; pass the name of one, or a function "
-                "of the module and its input"
+                f"{argument}={how!r} is not a method of {type(self.module).__name__}; pass the name of one, or a "
+                "function of the module and its input"
             )
         return found
 

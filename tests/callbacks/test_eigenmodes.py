@@ -7,6 +7,7 @@ import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning_sym.observe.schedule import Every, LogSpaced
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -14,7 +15,6 @@ from lightning_sym.callbacks.eigenmodes import EigenmodeMonitor
 from lightning_sym.functional.eigenmodes import cross_covariance_eigenvalues
 from lightning_sym.losses import CrossCovarianceLoss, VICRegLoss
 from lightning_sym.modules import JointEmbedding
-from lightning_sym.observe.schedule import Every, LogSpaced
 from lightning_sym.papers.stepwise_ssl import Staircase
 
 SCALE = torch.tensor([1.0, 0.75, 0.55, 0.35, 0.2, 0.1])
