@@ -32,24 +32,24 @@ class Plane:
     Attributes:
         encode, render: see :class:`CompositionMonitor`.
         background, amplitude: likewise.
-        id_NC: places in distribution, ``[N, 2]``.
-        ood_NC: places out of distribution, ``[N, 2]``.
-        x_X: columns of the grid, whole pixels, ``[X]``.
-        y_Y: its rows, ``[Y]``.
-        grid_GC: its points, row by row, ``[Y * X, 2]``.
-        out_G: which of them are nearer to a place out of distribution than to any in it, ``[Y * X]``.
+        id_centers: places in distribution, ``[N, 2]``.
+        ood_centers: places out of distribution, ``[N, 2]``.
+        xs: columns of the grid, whole pixels, ``[X]``.
+        ys: its rows, ``[Y]``.
+        grid: its points, row by row, ``[Y * X, 2]``.
+        outside: which of them are nearer to a place out of distribution than to any in it, ``[Y * X]``.
     """
 
     encode: Callable[[Tensor], Tensor]
     render: Callable[[Tensor], Tensor]
     background: float
     amplitude: float
-    id_NC: Tensor
-    ood_NC: Tensor
-    x_X: Tensor
-    y_Y: Tensor
-    grid_GC: Tensor
-    out_G: Tensor
+    id_centers: Tensor
+    ood_centers: Tensor
+    xs: Tensor
+    ys: Tensor
+    grid: Tensor
+    outside: Tensor
 
     def target(self, centers_NC: Tensor) -> Tensor:
         """Return the right images ``[N, H, W]`` of places."""
@@ -62,9 +62,9 @@ class Plane:
         needs no knowledge of which part of a code stands for which coordinate.
         """
         for kept in (0, 1):
-            other_M = self.id_NC[:, 1 - kept]
+            other_M = self.id_centers[:, 1 - kept]
             other_M = other_M[torch.linspace(0, len(other_M) - 1, min(64, len(other_M))).long()]
-            values_V, inverse_N = self.ood_NC[:, kept].unique(return_inverse=True)
+            values_V, inverse_N = self.ood_centers[:, kept].unique(return_inverse=True)
             pair_VMC = torch.empty(len(values_V), len(other_M), 2)
             pair_VMC[..., kept] = values_V[:, None]
             pair_VMC[..., 1 - kept] = other_M
@@ -271,7 +271,7 @@ class CompositionMonitor(Monitor):
     def _of_images(self, apart: Apart, plane: Plane) -> Iterator[Reading]:
         b, device = plane.background, apart.device
         drawn: dict[str, tuple[Tensor, Tensor]] = {}
-        for name, centers_NC in (("id", plane.id_NC), ("ood", plane.ood_NC)):
+        for name, centers_NC in (("id", plane.id_centers), ("ood", plane.ood_centers)):
             centers_NC = centers_NC.to(device)
             image = self._draw(apart, plane.encode(centers_NC))
             target = plane.target(centers_NC)
@@ -294,12 +294,12 @@ class CompositionMonitor(Monitor):
         yield _mean("ood_product", made.product)
         if self.pictures:
             some = torch.linspace(0, len(image) - 1, min(8, len(image))).long()
-            yield _picture("image_pairs", "images", image[some], target[some], plane.ood_NC[some])
+            yield _picture("image_pairs", "images", image[some], target[some], plane.ood_centers[some])
 
     def _of_layers(self, apart: Apart, plane: Plane) -> Iterator[Reading]:
-        grid_GC, out_G = plane.grid_GC.to(apart.device), plane.out_G.to(apart.device)
-        shape = height, width = len(plane.y_Y), len(plane.x_X)
-        spacing = (float(plane.x_X[1] - plane.x_X[0]), float(plane.y_Y[1] - plane.y_Y[0]))
+        grid_GC, out_G = plane.grid.to(apart.device), plane.outside.to(apart.device)
+        shape = height, width = len(plane.ys), len(plane.xs)
+        spacing = (float(plane.xs[1] - plane.xs[0]), float(plane.ys[1] - plane.ys[0]))
         features: dict[str, Tensor] = {}
 
         def look(name: str, _: nn.Module, __: Any, output: Any) -> None:
@@ -327,8 +327,8 @@ class CompositionMonitor(Monitor):
             b, a = plane.background, plane.amplitude
             error = composition.relative_error(image, plane.target(grid_GC), background=b)
             bump = composition.find_bump(image, grid_GC, background=b, amplitude=a)
-            out_YX = plane.out_G.view(shape)
-            yield _picture("error_map", "error_map", error.view(shape), out_YX, plane.x_X, plane.y_Y)
+            out_YX = plane.outside.view(shape)
+            yield _picture("error_map", "error_map", error.view(shape), out_YX, plane.xs, plane.ys)
             center_YXC = bump.center.view(height, width, 2)
             seen_YX = (bump.height >= 0.5).view(shape)
             yield _picture("coordinate_grid", "coordinates", center_YXC, seen_YX, out_YX)

@@ -73,9 +73,8 @@ class EigenmodeMonitor(Monitor):
         ``eigenmodes/staircase``: the picture.
         ``eigenmodes/samples``: samples of the reading.
 
-    ``<layer>`` is ``embedding`` or ``representation`` (before the projector; first view). Where an embedding
-    is not finite, all but ``samples`` is NaN, and the reading is left out of dates and of the step-likeness
-    of later ones.
+    ``<layer>`` is ``embedding`` or ``representation`` (before the projector; first view). Readings of
+    features that are not finite are NaN; such an embedding is left out of later dates and step-likenesses.
 
     Args:
         every_n_steps: an interval in optimizer steps, a schedule, log-spaced by default, or

@@ -292,7 +292,7 @@ def rows_of(tree: Any) -> int:
 
 
 def cut(tree: Any, rows: slice | Tensor) -> Any:
-    """Return some samples, a slice or indices, of a structure of tensors, see :func:`rows_of`; scalars stay."""
+    """Return some samples, by a slice or indices, of tensors, see :func:`rows_of`; scalars stay."""
     return tree_map(lambda leaf: leaf[rows] if isinstance(leaf, Tensor) and leaf.ndim else leaf, tree)
 
 

@@ -105,8 +105,8 @@ class Run:
         found = getattr(self.module, how, None)
         if not callable(found):
             raise TypeError(
-                f"{argument}={how!r} is not a method of {type(self.module).__name__}; pass the name of one, or a "
-                "function of the module and its input"
+                f"{argument}={how!r} is not a method of {type(self.module).__name__}; pass the name of "
+                "one, or a function of the module and its input"
             )
         return found
 
