@@ -378,7 +378,9 @@ class HierarchyMonitor(Monitor):
 
         rows = [row for row in self.history if row["fit"] == self.fit]
         own, plain = f"{self.prefix}/", f"{self.quantity}/"
-        return course([{k.replace(own, plain, 1): v for k, v in row.items()} for row in rows], events=self.events)
+        return course(
+            [{k.replace(own, plain, 1): v for k, v in row.items()} for row in rows], events=self.events
+        )
 
     # Another network.
 

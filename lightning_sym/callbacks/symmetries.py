@@ -35,7 +35,9 @@ def symmetries_of(
         with run.sandbox.open() as apart:
             module = apart.module
             if forward != "forward":  # the copy is ours to change
-                module.forward = getattr(module, forward) if isinstance(forward, str) else partial(forward, module)
+                module.forward = (
+                    getattr(module, forward) if isinstance(forward, str) else partial(forward, module)
+                )
             found = find_symmetries(module, *arguments.args, example_kwargs=arguments.kwargs, **options)
         unbound = [replace(symmetry, module=None) for symmetry in found]
         return Symmetries(unbound, untraced=found.untraced, refuted=found.refuted)

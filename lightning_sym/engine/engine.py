@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from lightning_sym.engine.batch import find_targets, sample_count
+from lightning_sym.engine.batch import find_targets
 from lightning_sym.engine.publish import sorted_out
 from lightning_sym.engine.ranks import RankError
 from lightning_sym.engine.run import Run
@@ -425,7 +425,9 @@ class Engine:
         if not seat.monitor.overrides(method):
             return
         seen = Observation(self.run.step, run=self.run, state=seat.monitor.state)
-        self._attempt(seat.monitor, partial(_place, method, seen), partial(getattr(seat.monitor, method), seen))
+        self._attempt(
+            seat.monitor, partial(_place, method, seen), partial(getattr(seat.monitor, method), seen)
+        )
         if seen.watch is not None:
             seat.layers = seen.watch
 

@@ -96,14 +96,17 @@ class Ranks:
 
         Args:
             x: ``[N, ...]``, of one type and one trailing shape on all ranks.
+
+        Raises:
+            ValueError: on all ranks, if types or trailing shapes differ.
         """
         self._check()
         if self.size == 1:
             return x
-        size = torch.tensor([len(x)], device=self.device)
-        sizes = [torch.empty_like(size) for _ in range(self.size)]
-        dist.all_gather(sizes, size)
-        rows = [int(s) for s in sizes]
+        shapes = self._gather((len(x), tuple(x.shape[1:]), str(x.dtype)))
+        if len({shape[1:] for shape in shapes}) > 1:  # sent like this they would come out wrong, or never
+            raise ValueError(f"rows must have one shape and type on all ranks, got {shapes}")
+        rows = [shape[0] for shape in shapes]
         padded = torch.zeros(max(rows), *x.shape[1:], dtype=x.dtype, device=self.device)
         padded[: len(x)] = x.to(self.device)
         parts = [torch.empty_like(padded) for _ in rows]

@@ -67,8 +67,7 @@ class Patches(Samples):
             start_P = start_P + rest_P % extent[axis] * stride[axis] * steps[axis]
             rest_P = rest_P // extent[axis]
         kernel = [
-            torch.arange(0, span, d) * step
-            for span, d, step in zip(spans, dilation, steps, strict=True)
+            torch.arange(0, span, d) * step for span, d, step in zip(spans, dilation, steps, strict=True)
         ]
         offset_k = torch.cartesian_prod(*kernel).reshape(-1, len(kernel)).sum(1)
         self._site_Pk = (start_P[:, None] + offset_k).to(x.device)

@@ -18,7 +18,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-
 #: Most outputs of which W W^T is formed.
 LARGEST_GRAM = 1024
 #: Widest matrix of a weight that is decomposed.

@@ -222,7 +222,9 @@ class SyreHandle:
                     rate = 1 - float(torch.tensor(1 - rate, dtype=torch.float32))
                 for kind in _by_kind(params):
                     torch._foreach_lerp_(kind, self._pulls(kind), rate)
-                for kind in _by_kind(p for p in group["params"] if p not in self._offsets and p.grad is not None):
+                for kind in _by_kind(
+                    p for p in group["params"] if p not in self._offsets and p.grad is not None
+                ):
                     torch._foreach_mul_(kind, 1 - rate)
                 self._decays.append((group, group["weight_decay"]))
                 group["weight_decay"] = 0.0

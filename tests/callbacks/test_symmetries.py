@@ -6,10 +6,10 @@ import json
 
 import pytest
 import torch
+from lightning_sym.callbacks._symmetries import SAMPLES, symmetries_of
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_sym.callbacks import Monitor
-from lightning_sym.callbacks._symmetries import SAMPLES, symmetries_of
 from tests.models import Classifier, mlp, trainer
 
 

@@ -261,7 +261,9 @@ class Tunable(Classifier):
 
 @pytest.mark.filterwarnings("ignore:.*train_dataloader.*")
 @pytest.mark.parametrize("first", [False, True])
-@pytest.mark.parametrize("how", ["plain", "lr_find", "scale_batch_size", "LearningRateFinder", "BatchSizeFinder"])
+@pytest.mark.parametrize(
+    "how", ["plain", "lr_find", "scale_batch_size", "LearningRateFinder", "BatchSizeFinder"]
+)
 def test_a_run_that_was_tuned_first_begins_shifted_once(how, first, tmp_path):
     """Tuners save and restore the callbacks' states, and end by an exception of their own."""
     syre, begun, module = Syre(sigma=0.3, start="shift"), Begun(), Tunable()

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from lightning_sym.functional.nearest_mean import nearest_mean_disagreements
 from lightning_sym.observe.statistics.statistic import Statistic, Tally
-from lightning_sym.observe.weights import accumulation_dtype
 from lightning_sym.observe.step import Targets
+from lightning_sym.observe.weights import accumulation_dtype
 
 if TYPE_CHECKING:
     from lightning_sym.observe.call import Call

@@ -69,7 +69,9 @@ class UpdateTally(_OfParameters):
 
     def stepped(self) -> None:
         """Read the weight that the next forward pass will use."""
-        after = self.watch.layer.blocks()  # of a sharded weight on all ranks, whether or not it ran on this one
+        after = (
+            self.watch.layer.blocks()
+        )  # of a sharded weight on all ranks, whether or not it ran on this one
         if self.watch.calls and (before := self.watch.weight()).norm > 0:
             self.update = LayerWeight(after - before.blocks).norm / before.norm
 
@@ -107,4 +109,3 @@ class GradientTally(_OfParameters):
     def result(self) -> float | None:
         """Return the share."""
         return self.share
-
