@@ -228,7 +228,7 @@ class Engine:
         return found.to(self.run.device)
 
     def _looking(self) -> bool:
-        """Return whether what runs now is the training step: not validation, another callback, thread or fit."""
+        """Return whether what runs now is the training step, not validation, a callback or another thread."""
         return self._inside == threading.get_ident()
 
     @contextlib.contextmanager
@@ -395,7 +395,7 @@ class Engine:
                 self._schedule(seat, self.run.step)
             if found is not None:
                 began = time.perf_counter()
-                self._publish(seat, *found, logger_step)
+                self._publish(seat, found[0], found[1], logger_step)
                 self.seconds["logging"] += time.perf_counter() - began
 
     def _values(

@@ -28,8 +28,8 @@ def sorted_out(readings: Iterable[Any], quantity: str) -> tuple[dict[str, float]
             media[key] = reading.value
         else:
             raise TypeError(
-                f"the value of {key!r} must be a number, a tensor, a string or a function that draws a figure, "
-                f"got {type(reading.value).__name__}"
+                f"the value of {key!r} must be a number, a tensor, a string or a function that draws a "
+                f"figure, got {type(reading.value).__name__}"
             )
     return values, media
 

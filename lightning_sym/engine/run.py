@@ -152,6 +152,6 @@ class Run:
         apart = [type(monitor).__name__ for monitor in monitors if monitor.runs_module]
         if how and apart:
             raise ValueError(
-                f"{', '.join(dict.fromkeys(apart))} runs the module outside of its step, which needs parameters "
-                "whole on every rank (one device, or DDP); here they are sharded by fully_shard"
+                f"{', '.join(dict.fromkeys(apart))} runs the module outside of its step, which needs "
+                "parameters whole on every rank (one device, or DDP); here they are sharded by fully_shard"
             )

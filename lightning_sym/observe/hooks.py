@@ -89,6 +89,8 @@ class LayerWatch:
         self._handles: list[Any] = []
         self._computed: Tensor | None = None  # what a parametrization returned last
         self._gathered = self._gather()
+        self._weight: LayerWeight | None = None
+        self._no_weight = ""
         self._begin()
 
     # -- the weight ---------------------------------------------------------------------------
@@ -174,7 +176,7 @@ class LayerWatch:
         self._mode = ""  # "plain" while only passes without gradient were seen, then "graph"
         self._foreign = False  # another optimizer stepped since
         self._no_weight = self._compared.get(self.layer.name, "")
-        self._weight: LayerWeight | None = None
+        self._weight = None
         self.tallies: dict[Statistic, Tally] = {}
         for statistic in self.statistics:
             with self._keeping(statistic):
@@ -274,7 +276,7 @@ class LayerWatch:
             self.see(x, result, part=slice(start, start + self.layer.out_features))
 
     def batch_first(self, x: Tensor) -> Tensor:
-        """Return a tensor with samples first: attention works on ``[P, B, width]``, and flat on its output."""
+        """Return a tensor with samples first: attention works on ``[P, B, width]``, flat on its output."""
         if self.layer.part is None:
             return x
         return x.reshape(-1, self._attention_batch or 1, x.shape[-1]).transpose(0, 1)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -66,7 +66,7 @@ class ClassTally(Tally):
     def __init__(self, what: ClassMeans, watch: LayerWatch) -> None:
         self.what, self.watch = what, watch
         classes, width = watch.layer.out_features, watch.layer.in_features
-        kind = {"dtype": accumulation_dtype(watch.device), "device": watch.device}
+        kind: Any = {"dtype": accumulation_dtype(watch.device), "device": watch.device}
         self.counts_C = torch.zeros(classes, **kind)
         self.sums_CA = torch.zeros(classes, width, **kind)
         self.second_AA = torch.zeros(width, width, **kind)
