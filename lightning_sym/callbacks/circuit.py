@@ -15,7 +15,7 @@ from lightning_sym._names import clean_name
 from lightning_sym.callbacks.base import Monitor
 from lightning_sym.engine.ranks import Ranks
 from lightning_sym.engine.run import Run
-from lightning_sym.engine.sandbox import Apart, training_loss
+from lightning_sym.sandbox import Apart, training_loss
 from lightning_sym.engine.schedule import EpochEnds, Schedule
 from lightning_sym.functional.cosine import cosine, relative_distance
 from lightning_sym.functional.rank import effective_rank
@@ -46,7 +46,7 @@ class CircuitMonitor(Monitor):
       optimization.
 
     Loss and local updates run on a copy of the module with its train modes as they are, which leaves the
-    module as it is (:class:`~lightning_sym.engine.sandbox.Sandbox`).
+    module as it is (:class:`~lightning_sym.sandbox.sandbox.Sandbox`).
 
     A layer is a submodule that itself holds a trained matrix (two dimensions or more), with its bias; a
     matrix held by the module itself is a layer of its own. Parameters the loss does not reach, such as

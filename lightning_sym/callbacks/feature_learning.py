@@ -20,7 +20,7 @@ from lightning_sym.callbacks.base import Monitor, at_least
 from lightning_sym.engine.batch import Arguments, Locator, cut, first_samples, locate, rows_of
 from lightning_sym.engine.probe import gathered
 from lightning_sym.engine.run import Run
-from lightning_sym.engine.sandbox import Apart
+from lightning_sym.sandbox import Apart
 from lightning_sym.engine.schedule import EpochEnds, LogSpaced, Schedule
 from lightning_sym.functional.feature_learning import mechanism
 from lightning_sym.functional.tangent import CountSketch, kernel_move, layer_alignment, tangent_kernel
@@ -66,7 +66,7 @@ class FeatureLearningMonitor(Monitor):
     no matrix of real numbers (quantised ones) are left out.
 
     All is read on a copy of the module in evaluation mode and full precision, which leaves the module as it
-    is (:class:`~lightning_sym.engine.sandbox.Sandbox`). A reading costs a forward pass and up to
+    is (:class:`~lightning_sym.sandbox.sandbox.Sandbox`). A reading costs a forward pass and up to
     ``most_outputs`` backward passes for every probe sample, one sample at a time. Parameters must be whole on
     every rank (one device, or DDP).
 

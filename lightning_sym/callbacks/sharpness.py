@@ -17,7 +17,7 @@ from lightning_sym._names import clean_name
 from lightning_sym.callbacks.base import Monitor, at_least
 from lightning_sym.engine.batch import cut, rows_of, sample_count
 from lightning_sym.engine.run import Run
-from lightning_sym.engine.sandbox import Apart, training_loss
+from lightning_sym.sandbox import Apart, training_loss
 from lightning_sym.engine.schedule import EpochEnds, Schedule
 from lightning_sym.functional.curvature import (
     Product,
@@ -36,7 +36,7 @@ class SharpnessMonitor(Monitor):
 
     On a fixed probe batch, in evaluation mode and full precision, by all parameters that are trained. All is
     done on a copy of the module: parameters, gradients, buffers, metrics, optimizers and random states stay
-    as they are, and what the copy logs is lost (:class:`~lightning_sym.engine.sandbox.Sandbox`).
+    as they are, and what the copy logs is lost (:class:`~lightning_sym.sandbox.sandbox.Sandbox`).
 
     Logs:
         ``sharpness/trace``: of the Hessian, estimated by Hutchinson's method; exact where there are no more

@@ -15,7 +15,7 @@ from typing_extensions import override
 from lightning_sym.engine.engine import Engine
 from lightning_sym.engine.publish import draw
 from lightning_sym.engine.run import Run
-from lightning_sym.engine.sandbox import Sandbox
+from lightning_sym.sandbox import Sandbox
 
 #: Bytes of metrics that processes which were forked or spawned can return: a pipe holds 64 KiB.
 RETURNABLE = 40_000

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from lightning_sym.engine.batch import sample_count
 from lightning_sym.engine.ranks import Ranks
-from lightning_sym.engine.sandbox import Sandbox
+from lightning_sym.sandbox import Sandbox
 
 #: Where Lightning's sharding strategies, of both its packages, keep parameters in pieces.
 _REFUSED = {

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_sym.callbacks import CircuitMonitor
 from lightning_sym.engine.loop import watch
-from lightning_sym.engine.sandbox import Sandbox
+from lightning_sym.sandbox import Sandbox
 from lightning_sym.engine.schedule import EpochEnds
 from lightning_sym.papers.learning_circuit import LearningCircuit
 from lightning_sym.papers.learning_circuit.rules import Conv, FourSynapse
