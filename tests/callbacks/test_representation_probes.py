@@ -2,6 +2,7 @@
 
 import json
 import math
+import signal
 import warnings
 
 import pytest
@@ -383,6 +384,9 @@ def test_a_fault_on_one_rank_is_known_on_all(tmp_path, fault):
             return self(x).repeat(1, 1 + self.global_rank)
 
     class Dump(KNNProbe):
+        def on_fit_start(self, trainer, pl_module):
+            signal.alarm(60)  # ends this rank if it hangs
+
         def on_train_end(self, trainer, pl_module):
             said = " ".join(str(warning.message) for warning in caught)
             file = tmp_path / f"{trainer.global_rank}.json"
