@@ -2,6 +2,7 @@
 
 import json
 import math
+import signal
 import warnings
 
 import pytest
@@ -489,6 +490,9 @@ def test_a_fault_on_one_rank_is_a_warning_and_hangs_nobody(tmp_path, fault):
             return x, x.repeat(1, 1 + self.global_rank)
 
     class Words(PerRank):
+        def on_fit_start(self, trainer, pl_module):
+            signal.alarm(60)  # ends this rank if it hangs
+
         def on_train_end(self, trainer, pl_module):
             super().on_train_end(trainer, pl_module)
             (self.folder / f"words-{trainer.global_rank}").write_text(

@@ -2,6 +2,7 @@
 
 import json
 import math
+import signal
 import warnings
 
 import pytest
@@ -370,7 +371,7 @@ def test_a_rank_without_labelled_samples(tmp_path):
     assert a == b == pytest.approx(one)
 
 
-@pytest.mark.parametrize("fault", ["raises", "is of another width", "is not finite"])
+@pytest.mark.parametrize("fault", ["raises", "is of another width", "is not finite", "is judged on NaN"])
 def test_a_fault_on_one_rank_is_known_on_all(tmp_path, fault):
     class Faulty(Net):
         def represent(self, x):
@@ -378,21 +379,29 @@ def test_a_fault_on_one_rank_is_known_on_all(tmp_path, fault):
                 raise RuntimeError("no features today")
             if fault == "is not finite":
                 return self(x) / (1 - self.global_rank)
+            if fault == "is judged on NaN":
+                return x
             return self(x).repeat(1, 1 + self.global_rank)
 
     class Dump(KNNProbe):
+        def on_fit_start(self, trainer, pl_module):
+            signal.alarm(60)  # ends this rank if it hangs
+
         def on_train_end(self, trainer, pl_module):
             said = " ".join(str(warning.message) for warning in caught)
             file = tmp_path / f"{trainer.global_rank}.json"
             file.write_text(json.dumps([self.history, trainer.global_step, said]))
 
-    probe = Dump(train=loader(TRAIN), val=loader(VAL), represent="represent")
+    x = VAL[0].clone()
+    if fault == "is judged on NaN":
+        x[10:20] = math.nan  # the second batch, which is the second rank's
+    probe = Dump(train=loader(TRAIN), val=loader((x, VAL[1]), 10), represent="represent")
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         fit(Faulty(), probe, max_epochs=1, devices=2, strategy="ddp_fork")
     (history, steps, said), other = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
     assert steps == other[1] == 3
-    if fault == "is not finite":
+    if fault in ("is not finite", "is judged on NaN"):
         assert len(history) == 2
         assert all(math.isnan(row["knn/accuracy"]) for row in [*history, *other[0]])
     else:
