@@ -163,6 +163,9 @@ class Driver(Callback):
         if self.engine is not None:
             engine, self.engine = self.engine, None
             engine.close()
+            for each in (self, *engine.monitors):  # Lightning's, bound to the module: a kept one keeps it alive
+                each.__dict__.pop("log", None)
+                each.__dict__.pop("log_dict", None)
             self.seconds, self.probes, self.held_bytes = engine.seconds, engine.probes, engine.held_bytes
 
     def _drive(self, trainer: Any, act: Callable[[Engine], None]) -> None:
