@@ -163,7 +163,10 @@ class Driver(Callback):
         if self.engine is not None:
             engine, self.engine = self.engine, None
             engine.close()
-            for each in (self, *engine.monitors):  # Lightning's, bound to the module: a kept one keeps it alive
+            for each in (
+                self,
+                *engine.monitors,
+            ):  # Lightning's, bound to the module: a kept one keeps it alive
                 each.__dict__.pop("log", None)
                 each.__dict__.pop("log_dict", None)
             self.seconds, self.probes, self.held_bytes = engine.seconds, engine.probes, engine.held_bytes

@@ -6,12 +6,12 @@ import math
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule
+from lightning_sym.engine.sandbox import Sandbox
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_sym.callbacks import CircuitMonitor
-from lightning_sym.engine.sandbox import Sandbox
 from lightning_sym.papers.learning_circuit import LearningCircuit
 from lightning_sym.papers.learning_circuit.rules import Conv, FourSynapse
 from tests.models import Classifier, convnet, images, mlp, trainer
