@@ -83,7 +83,11 @@ def attention_entropy(blocks: nn.ModuleList, x: Tensor) -> dict[str, float]:
         stream = block.norm1(x) if block.perceptron else x
         weights = block.attention.weights(stream)
         entropy = torch.special.entr(weights).sum(-1)  # [N, H, T]
-        seen = (torch.arange(1, x.shape[1] + 1) if block.attention.causal else torch.full((x.shape[1],), x.shape[1]))
+        seen = (
+            torch.arange(1, x.shape[1] + 1)
+            if block.attention.causal
+            else torch.full((x.shape[1],), x.shape[1])
+        )
         share = entropy[..., seen > 1] / seen[seen > 1].log()
         shares.append(share.mean(dim=(0, 2)))
         x = block(x)
@@ -105,7 +109,7 @@ def scaled_queries(blocks: nn.ModuleList, factor: float) -> None:
 
 
 def block_effects(blocks: nn.ModuleList, x: Tensor) -> dict[str, float]:
-    """Return how much what a block adds differs between samples, over what the stream does; the least of blocks.
+    """Return the least of the blocks' effects: how much what it adds differs between samples, over the stream.
 
     0: the block adds the same to every sample. Blocks that take the stream's place are compared as well.
     """

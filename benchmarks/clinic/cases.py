@@ -8,7 +8,20 @@ import importlib
 from .common import Case
 
 FAMILIES: tuple[str, ...] = (
-    "mlp", "cnn", "resnet", "vit", "gpt", "recurrent", "vae", "gan", "ssl",
+    *(
+        "mlp",
+        "cnn",
+        "resnet",
+        "vit",
+        "gpt",
+        "recurrent",
+        "vae",
+        "gan",
+        "ssl",
+        "regression",
+        "streams",
+        "lora",
+    ),
 )
 
 

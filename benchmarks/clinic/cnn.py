@@ -19,7 +19,12 @@ Spoil = Callable[[nn.Sequential], None]
 
 
 def convolutional(
-    channels: Sequence[int], act: Callable[[], nn.Module], *, norm: bool, classes: int, pool: Sequence[int] = (1,)
+    channels: Sequence[int],
+    act: Callable[[], nn.Module],
+    *,
+    norm: bool,
+    classes: int,
+    pool: Sequence[int] = (1,),
 ) -> nn.Sequential:
     """Return 3x3 convolutions, a normalisation and an activation after each, pooled at the end."""
     layers: list[nn.Module] = []
@@ -77,9 +82,7 @@ def task(
     if spoil is not None:
         spoil(net)
     labels = data.noisy_labels(split.y, noise, classes=classes, seed=seed) if noise else split.y
-    module = Net(
-        wrap(net), shifted(loss) if shift else loss, optimizer or adam(4e-3), schedule=schedule
-    )
+    module = Net(wrap(net), shifted(loss) if shift else loss, optimizer or adam(4e-3), schedule=schedule)
     examine = [
         truths.classifier(split.x, labels, prefix="train_"),
         truths.units(lambda module: module(split.x_held)),
@@ -212,7 +215,7 @@ CASES = [
     Case(
         "cnn/dead_layer",
         "cnn",
-        "The second convolution's biases are -10: all of its channels are silent, and what follows sees nothing.",
+        "The second convolution's biases are -10: its channels are silent, and what follows sees nothing.",
         partial(task, spoil=layer_bias(1, -10.0)),
         (over("never_fire", 0.99), under("accuracy", 0.5, of_control=True)),
         *("dead_units", "initialisation"),
@@ -272,7 +275,9 @@ CASES = [
         control="cnn/plain",
     ),
     # --- with normalisation: healthy -----------------------------------------------------------------
-    Case("cnn_bn/plain", "cnn_bn", "Batch normalisation after each convolution.", BN, (over("accuracy", 0.95),)),
+    Case(
+        "cnn_bn/plain", "cnn_bn", "Batch normalisation after each convolution.", BN, (over("accuracy", 0.95),)
+    ),
     Case(
         "cnn_bn/shrunk_but_fine",
         "cnn_bn",

@@ -25,7 +25,9 @@ CAUSES = (
 )
 #: Which half an architecture's cases belong to. Rules are tuned on one, figures are reported on the other.
 HALVES: Mapping[str, Literal["tuning", "reported"]] = {
-    **dict.fromkeys(("mlp", "cnn", "gpt", "vae_mlp", "gan_mlp", "ssl_mlp", "stream_mlp", "regression"), "tuning"),
+    **dict.fromkeys(
+        ("mlp", "cnn", "gpt", "vae_mlp", "gan_mlp", "ssl_mlp", "stream_mlp", "regression"), "tuning"
+    ),
     **dict.fromkeys(("cnn_bn", "resnet", "vit", "recurrent", "vae_cnn", "gan_residual"), "reported"),
     **dict.fromkeys(("ssl_cnn", "stream_cnn", "lora"), "reported"),
 }
@@ -138,9 +140,13 @@ class Case:
             if kind is not None and kind not in KINDS:
                 raise ValueError(f"{self.name}: sick and also must be of {KINDS}, got {kind!r}")
         if self.architecture not in HALVES:
-            raise ValueError(f"{self.name}: architecture must be of {list(HALVES)}, got {self.architecture!r}")
+            raise ValueError(
+                f"{self.name}: architecture must be of {list(HALVES)}, got {self.architecture!r}"
+            )
         if (self.sick is not None) != (self.cause in CAUSES):
-            raise ValueError(f"{self.name}: a sick case, and it alone, has a cause of {CAUSES}, got {self.cause!r}")
+            raise ValueError(
+                f"{self.name}: a sick case, and it alone, has a cause of {CAUSES}, got {self.cause!r}"
+            )
         if not self.checks:
             raise ValueError(f"{self.name}: checks must not be empty")
 
@@ -154,7 +160,9 @@ class Case:
         """``"tuning"`` or ``"reported"``."""
         return HALVES[self.architecture]
 
-    def verdict(self, outcome: Mapping[str, float], control: Mapping[str, float] | None) -> list[dict[str, Any]]:
+    def verdict(
+        self, outcome: Mapping[str, float], control: Mapping[str, float] | None
+    ) -> list[dict[str, Any]]:
         """Return every check with its value, its bound and whether it holds."""
         return [
             {
@@ -205,7 +213,12 @@ class Net(LightningModule):
     """
 
     def __init__(
-        self, net: nn.Module, loss: Loss, optimizer: Optimizer, *, schedule: Callable[[int], float] | None = None
+        self,
+        net: nn.Module,
+        loss: Loss,
+        optimizer: Optimizer,
+        *,
+        schedule: Callable[[int], float] | None = None,
     ) -> None:
         super().__init__()
         self.net = net

@@ -73,7 +73,10 @@ def fit(case: Case, seed: int, *, bare: bool = False) -> dict[str, Any]:
     with quiet():
         for loader in task.loaders:
             trainer = Trainer(
-                max_steps=task.steps, max_epochs=-1, callbacks=[*callbacks, along], **{**QUIET, **task.trainer}
+                max_steps=task.steps,
+                max_epochs=-1,
+                callbacks=[*callbacks, along],
+                **{**QUIET, **task.trainer},
             )
             trainer.fit(task.module, loader)
         ended = time.perf_counter()

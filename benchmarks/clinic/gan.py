@@ -153,14 +153,25 @@ def one_point(count: int, *, seed: int = 0) -> Tensor:
     return data.ring(count, modes=1, spread=0.1, seed=seed)
 
 
-GRID: dict[str, Any] = {"points": data.grid, "centres": data.grid_centres, "residual": True}
+GRID: dict[str, Any] = {
+    "points": partial(data.grid, side=2),
+    "centres": partial(data.grid_centres, 2),
+    "residual": True,
+    "latent": 8,
+}
 
 
 def pair(name: str, architecture: str, what: str, **options: Any) -> list[Case]:
     """Return the cases that both generators have."""
     plain = f"gan/{name}"
     return [
-        Case(plain, architecture, f"{what}, all modes covered.", partial(task, **options), (over("modes", 0.85),)),
+        Case(
+            plain,
+            architecture,
+            f"{what}, all modes covered.",
+            partial(task, **options),
+            (over("modes", 0.85),),
+        ),
         Case(
             f"{plain}_early",
             architecture,
@@ -171,8 +182,8 @@ def pair(name: str, architecture: str, what: str, **options: Any) -> list[Case]:
         Case(
             f"{plain}_collapse_by_rate",
             architecture,
-            "The generator's rate is ten times higher, the discriminator's three times lower: all samples run after "
-            "one another.",
+            "The generator's rate is ten times higher, the discriminator's three times lower: samples "
+            "move together from mode to mode.",
             partial(task, **{**options, "lr": 1e-2, "discriminator_lr": 3e-4, "packed": False, "noise": 0.0}),
             (under("modes", 0.4),),
             *("mode_collapse", "balance"),
@@ -184,8 +195,11 @@ def pair(name: str, architecture: str, what: str, **options: Any) -> list[Case]:
         Case(
             f"{plain}_collapse_by_steps",
             architecture,
-            "Five steps of the generator to one of the discriminator: it settles on the mode that is liked best.",
-            partial(task, **{**options, "generator_steps": 5, "packed": False, "noise": 0.0, "steps": 500, "lr": 2e-3}),
+            "Five steps of the generator to one of the discriminator: it settles on the best mode.",
+            partial(
+                task,
+                **{**options, "generator_steps": 5, "packed": False, "noise": 0.0, "steps": 500, "lr": 2e-3},
+            ),
             (under("modes", 0.4),),
             *("mode_collapse", "balance"),
             also=("rank_collapse", "dead_units", "divergence"),
@@ -197,7 +211,7 @@ def pair(name: str, architecture: str, what: str, **options: Any) -> list[Case]:
 
 CASES = [
     *pair("ring", "gan_mlp", "Eight Gaussians on a ring"),
-    *pair("grid", "gan_residual", "Nine Gaussians on a grid", **GRID),
+    *pair("grid", "gan_residual", "Four Gaussians on a square", **GRID),
     Case(
         "gan/narrow",
         "gan_mlp",

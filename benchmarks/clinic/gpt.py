@@ -148,7 +148,9 @@ def silent(net: GPT) -> None:
 
 def one_embedding(net: GPT) -> None:
     """Give every symbol the same embedding: nothing tells them apart but the head's gradients, detached."""
-    net.embedding.weight.data.copy_(torch.randn(1, net.embedding.embedding_dim).expand_as(net.embedding.weight))
+    net.embedding.weight.data.copy_(
+        torch.randn(1, net.embedding.embedding_dim).expand_as(net.embedding.weight)
+    )
 
 
 def warm(step: int) -> float:
@@ -214,7 +216,14 @@ CASES = [
         partial(COPY, spoil=blind, steps=400),
         (over("entropy_least", 0.999), under("accuracy", 0.6, of_control=True)),
         *("attention_collapse", "initialisation"),
-        also=("weights_vanish", "frozen", "vanishing_gradients", "equal_units", "dead_units", "rank_collapse"),
+        also=(
+            "weights_vanish",
+            "frozen",
+            "vanishing_gradients",
+            "equal_units",
+            "dead_units",
+            "rank_collapse",
+        ),
         layers=("*attention*",),
         control="gpt/plateau",
     ),
@@ -236,7 +245,14 @@ CASES = [
         partial(task, net=partial(GPT, depth=4), spoil=silent),
         (under("block_least", 1e-3), over("accuracy", 0.5, of_control=True)),
         *("dead_block", "initialisation"),
-        also=("dead_units", "weights_vanish", "frozen", "vanishing_gradients", "rank_collapse", "attention_collapse"),
+        also=(
+            "dead_units",
+            "weights_vanish",
+            "frozen",
+            "vanishing_gradients",
+            "rank_collapse",
+            "attention_collapse",
+        ),
         layers=("*blocks.2*",),
         control="gpt/plain",
     ),

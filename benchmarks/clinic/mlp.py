@@ -6,6 +6,7 @@ healthy twin of the same seed, batches and budget; what looks sick and is not is
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from functools import partial
 
@@ -13,7 +14,20 @@ import torch
 from torch import nn
 
 from . import data, truths
-from .common import Batches, Case, Loss, Net, Optimizer, Task, adam, cross_entropy, mean_square, over, sgd, under
+from .common import (
+    Batches,
+    Case,
+    Loss,
+    Net,
+    Optimizer,
+    Task,
+    adam,
+    cross_entropy,
+    mean_square,
+    over,
+    sgd,
+    under,
+)
 
 Spoil = Callable[[nn.Sequential], None]
 Activation = Callable[[], nn.Module]
@@ -22,7 +36,7 @@ Activation = Callable[[], nn.Module]
 def perceptron(widths: tuple[int, ...], act: Activation, *, dropout: float = 0.0) -> nn.Sequential:
     """Return linear layers of these widths with an activation between them."""
     layers: list[nn.Module] = []
-    for i, (a, b) in enumerate(zip(widths, widths[1:], strict=False)):
+    for i, (a, b) in enumerate(itertools.pairwise(widths)):
         layers.append(nn.Linear(a, b))
         if i < len(widths) - 2:
             layers.append(act())
@@ -138,7 +152,7 @@ def constant(net: nn.Sequential) -> None:
 def copied_pairs(net: nn.Sequential) -> None:
     """Make the second half of each hidden layer's units a copy of the first, in and out."""
     layers = linears(net)
-    for layer, reader in zip(layers, layers[1:], strict=False):
+    for layer, reader in itertools.pairwise(layers):
         half = layer.out_features // 8 * 7
         count = layer.out_features - half
         repeat = -(-half // count)
@@ -175,7 +189,7 @@ CASES = [
     Case(
         "mlp/neural_collapse",
         "mlp",
-        "Trained far beyond 100 % train accuracy with decay: classes collapse onto their means, as they do in "
+        "Trained far beyond 100 % train accuracy with decay: classes collapse onto their means, as in "
         "networks that generalise.",
         partial(task, steps=1200, optimizer=adam(2e-3, decay=0.05)),
         (over("train_accuracy", 0.999), over("accuracy", 0.98, of_control=True)),
@@ -328,7 +342,9 @@ CASES = [
         "mlp/rank_by_decay",
         "mlp",
         "L2 on the factors of a deep product lowers its rank: two or three directions of nine are left.",
-        partial(task, act=nn.Identity, widths=(64, 64, 64, 64, 10), optimizer=sgd(0.1, decay=0.06), steps=500),
+        partial(
+            task, act=nn.Identity, widths=(64, 64, 64, 64, 10), optimizer=sgd(0.1, decay=0.06), steps=500
+        ),
         (under("output_directions", 0.6, of_control=True), under("accuracy", 0.8, of_control=True)),
         *("rank_collapse", "decay"),
         also=("weights_vanish",),
@@ -345,7 +361,7 @@ CASES = [
     Case(
         "mlp/rank_by_depth",
         "mlp",
-        "Thirty layers of ReLU and no normalisation: all inputs are mapped onto one ray before training begins.",
+        "Thirty layers of ReLU and no normalisation: all inputs lie on one ray before training begins.",
         partial(task, widths=(64, *(48,) * 30, 10), spoil=gain(2**0.5), steps=200, optimizer=sgd(0.01)),
         (over("start/cosine", 0.98), under("accuracy", 0.6, of_control=True)),
         *("rank_collapse", "depth"),
@@ -366,7 +382,7 @@ CASES = [
     Case(
         "mlp/explode_by_depth",
         "mlp",
-        "Fifteen tanh layers of gain 6: gradients grow layer by layer, and no step is small enough to use them.",
+        "Fifteen tanh layers of gain 6: gradients grow layer by layer, beyond what a step can use.",
         partial(task, widths=(64, *(48,) * 15, 10), act=nn.Tanh, spoil=gain(6.0), optimizer=sgd(0.02)),
         (over("start/gradient", 300.0), under("accuracy", 0.5, of_control=True)),
         *("exploding_gradients", "initialisation"),

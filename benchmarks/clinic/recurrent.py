@@ -196,7 +196,7 @@ CASES = [
     Case(
         "recurrent/vanish_in_tanh",
         "recurrent",
-        "A plain tanh network with small recurrent weights: nothing of the last step's gradient reaches the first.",
+        "A tanh network with small recurrent weights: the last step's gradient does not reach the first.",
         partial(task, net=partial(Reader, "tanh"), spoil=scaled(0.2)),
         (under("start/reach", 1e-6), under("accuracy", 0.6, of_control=True)),
         *("vanishing_gradients", "initialisation"),
@@ -217,7 +217,7 @@ CASES = [
     Case(
         "recurrent/explode",
         "recurrent",
-        "A plain ReLU network whose recurrent weights are twice an orthogonal matrix: gradients grow each step back.",
+        "Recurrent ReLU, weights 2.2 times an orthogonal matrix: gradients grow with each step back.",
         partial(task, net=partial(Reader, "relu"), spoil=orthogonal(2.2), length=20, optimizer=sgd(0.01)),
         (over("start/gradient", 1000.0, of_control=True), under("accuracy", 0.6, of_control=True)),
         *("exploding_gradients", "initialisation"),

@@ -53,7 +53,9 @@ class ResNet(nn.Module):
 
     def __init__(self, *, width: int = 16, depth: int = 6, classes: int = 10, drop: float = 0.0) -> None:
         super().__init__()
-        self.stem = nn.Sequential(nn.Conv2d(1, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU())
+        self.stem = nn.Sequential(
+            nn.Conv2d(1, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU()
+        )
         self.blocks = nn.ModuleList(Block(width, drop=drop) for _ in range(depth))
         self.head = nn.Linear(width * 4, classes)
 
@@ -149,7 +151,9 @@ def block_effects(module: Net, x: Tensor) -> Measures:
     with truths.calm(module):
         whole = module(x)
         for block in module.net.blocks:  # type: ignore[union-attr]
-            hook = block.norm2.register_forward_hook(lambda _, __, out: out.mean(0, keepdim=True).expand_as(out))
+            hook = block.norm2.register_forward_hook(
+                lambda _, __, out: out.mean(0, keepdim=True).expand_as(out)
+            )
             effects.append(float((module(x) - whole).norm() / (whole - whole.mean(0)).norm()))
             hook.remove()
     idle = sum(effect < 1e-3 for effect in effects)
@@ -205,7 +209,13 @@ def constant(net: ResNet) -> None:
 
 
 CASES = [
-    Case("resnet/plain", "resnet", "Six residual blocks.", task, (over("accuracy", 0.95), under("blocks_idle", 0.5))),
+    Case(
+        "resnet/plain",
+        "resnet",
+        "Six residual blocks.",
+        task,
+        (over("accuracy", 0.95), under("blocks_idle", 0.5)),
+    ),
     Case(
         "resnet/zero_residuals",
         "resnet",
@@ -255,7 +265,7 @@ CASES = [
     Case(
         "resnet/dead_block",
         "resnet",
-        "The fourth block's ReLU is silent: the block adds a constant, and nothing would be missed without it.",
+        "The fourth block's ReLU is silent: the block adds a constant and nothing else.",
         partial(task, spoil=silent(3)),
         (over("never_fire", 0.99), under("block_least", 1e-3)),
         *("dead_block", "initialisation"),
@@ -270,7 +280,14 @@ CASES = [
         partial(task, spoil=shut(2)),
         (under("block_least", 1e-3), over("blocks_idle", 0.5)),
         *("dead_block", "initialisation"),
-        also=("weights_vanish", "rank_collapse", "frozen", "vanishing_gradients", "equal_units", "dead_units"),
+        also=(
+            "weights_vanish",
+            "rank_collapse",
+            "frozen",
+            "vanishing_gradients",
+            "equal_units",
+            "dead_units",
+        ),
         layers=("*blocks.2*",),
         control="resnet/plain",
     ),

@@ -33,7 +33,10 @@ def to_table(history: Iterable[Mapping[str, float]]) -> dict[str, Any]:
     """Return rows as one table: every key once, six digits a number, None where a row lacks it."""
     history = list(history)
     keys = list(dict.fromkeys(key for row in history for key in row))
-    return {"keys": keys, "rows": [[compact(row[key]) if key in row else None for key in keys] for row in history]}
+    return {
+        "keys": keys,
+        "rows": [[compact(row[key]) if key in row else None for key in keys] for row in history],
+    }
 
 
 def from_table(table: Mapping[str, Any]) -> list[dict[str, float]]:

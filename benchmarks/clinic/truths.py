@@ -36,7 +36,11 @@ def calm(module: nn.Module) -> Iterator[None]:
 
 
 def classifier(
-    x: Tensor, y: Tensor, *, classify: Callable[[LightningModule, Tensor], Tensor] | None = None, prefix: str = ""
+    x: Tensor,
+    y: Tensor,
+    *,
+    classify: Callable[[LightningModule, Tensor], Tensor] | None = None,
+    prefix: str = "",
 ) -> Callable[[LightningModule], Measures]:
     """Return a measure of the accuracy and the cross-entropy on given data; labels of -100 don't count."""
 
@@ -109,7 +113,9 @@ def units(net: Callable[[LightningModule], Any]) -> Callable[[LightningModule], 
                 never = float((rows_NU == 0).all(0).double().mean())
                 found["never_fire"] = max(found["never_fire"], never)
             if isinstance(child, nn.Tanh | nn.Sigmoid):
-                ends = (1 - rows_NU.abs() if isinstance(child, nn.Tanh) else torch.minimum(rows_NU, 1 - rows_NU)) < 0.01
+                ends = (
+                    1 - rows_NU.abs() if isinstance(child, nn.Tanh) else torch.minimum(rows_NU, 1 - rows_NU)
+                ) < 0.01
                 found["saturated"] = max(found["saturated"], float(ends.double().mean()))
             found["twins"] = max(found["twins"], twins(rows_NU))
             found["cosine"] = max(found["cosine"], likeness(out.flatten(1)))
@@ -184,7 +190,7 @@ def movement(module: nn.Module) -> Callable[[LightningModule], Measures]:
 
 
 def still(module: nn.Module, glob: str) -> Callable[[LightningModule], Measures]:
-    """Return a measure, ``still_there``: the share of parameters under a glob that are bitwise what they are now.
+    """Return a measure, ``still_there``: the share of a glob's parameters bitwise as they are now.
 
     Raises:
         ValueError: if the glob matches none.
@@ -214,7 +220,9 @@ def directions(rows_ND: Tensor) -> float:
     return float(values.sum()) ** 2 / squares if squares > 0 else 0.0
 
 
-def neighbour_accuracy(bank_ND: Tensor, labels_N: Tensor, query_MD: Tensor, truth_M: Tensor, *, k: int = 5) -> float:
+def neighbour_accuracy(
+    bank_ND: Tensor, labels_N: Tensor, query_MD: Tensor, truth_M: Tensor, *, k: int = 5
+) -> float:
     """Return the accuracy of a vote among the k nearest by cosine."""
     bank, query = (nn.functional.normalize(x, dim=1) for x in (bank_ND, query_MD))
     nearest = (query @ bank.T).topk(k, dim=1).indices
@@ -238,7 +246,7 @@ def coverage(samples_N2: Tensor, centres_M2: Tensor, *, within: float = 0.3) -> 
 
 
 def sharpness(batch: Callable[[], Any], lr: float) -> Callable[[LightningModule], Measures]:
-    """Return a measure, ``lr_sharpness``: the learning rate times the loss's largest curvature, by power iteration."""
+    """Return a measure, ``lr_sharpness``: the rate times the loss's largest curvature, by power iteration."""
 
     def measure(module: LightningModule) -> Measures:
         twin = copy.deepcopy(module)

@@ -143,7 +143,13 @@ def pair(name: str, architecture: str, make: Callable[..., Task], about: str) ->
     """Return the cases that both architectures have."""
     plain = f"{name}_plain"
     return [
-        Case(plain, architecture, f"{about}, a code of eight units.", make, (over("used", 0.35), under("error", 0.6))),
+        Case(
+            plain,
+            architecture,
+            f"{about}, a code of eight units.",
+            make,
+            (over("used", 0.35), under("error", 0.6)),
+        ),
         Case(
             f"{name}_spare_codes",
             architecture,
@@ -174,7 +180,7 @@ def pair(name: str, architecture: str, make: Callable[..., Task], about: str) ->
         Case(
             f"{name}_collapse_by_peeking",
             architecture,
-            "The decoder sees each pixel's left neighbour, the KL divergence weighs threefold: the code is not needed.",
+            "The decoder sees each pixel's left neighbour, the KL weighs threefold: the code is not needed.",
             partial(make, peeking=True, beta=3.0),
             (under("used", 0.3), under("kl", 0.2, of_control=True)),
             *("posterior_collapse", "wiring"),

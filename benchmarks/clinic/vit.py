@@ -117,8 +117,12 @@ def task(
     def inside(module: Net) -> Measures:
         with truths.calm(module):
             features = vit.features(few)
-            tokens = sum(truths.likeness(rows - rows.mean(-1, keepdim=True)) for rows in features) / len(features)
-            found = attention_entropy(vit.blocks, vit.stream(few)) | block_effects(vit.blocks, vit.stream(few))
+            tokens = sum(truths.likeness(rows - rows.mean(-1, keepdim=True)) for rows in features) / len(
+                features
+            )
+            found = attention_entropy(vit.blocks, vit.stream(few)) | block_effects(
+                vit.blocks, vit.stream(few)
+            )
             return {**found, "token_cosine": tokens, "cosine": truths.likeness(features[:, 0])}
 
     return Task(
@@ -165,7 +169,13 @@ ATTENTION_ONLY = partial(ViT, residual=False, perceptron=False, depth=8, pooled=
 ONE_BLOCK = partial(ViT, depth=1, heads=1)
 
 CASES = [
-    Case("vit/plain", "vit", "Three blocks, a class token.", task, (over("accuracy", 0.9), under("token_cosine", 0.95))),
+    Case(
+        "vit/plain",
+        "vit",
+        "Three blocks, a class token.",
+        task,
+        (over("accuracy", 0.9), under("token_cosine", 0.95)),
+    ),
     Case(
         "vit/early",
         "vit",
@@ -218,14 +228,21 @@ CASES = [
         partial(task, spoil=blind),
         (over("entropy_least", 0.999), under("accuracy", 0.93, of_control=True)),
         *("attention_collapse", "initialisation"),
-        also=("weights_vanish", "frozen", "vanishing_gradients", "equal_units", "dead_units", "rank_collapse"),
+        also=(
+            "weights_vanish",
+            "frozen",
+            "vanishing_gradients",
+            "equal_units",
+            "dead_units",
+            "rank_collapse",
+        ),
         layers=("*attention*",),
         control="vit/plain",
     ),
     Case(
         "vit/attention_one_hot",
         "vit",
-        "Queries and keys thirty times too large: each position looks at one other and cannot look elsewhere.",
+        "Queries and keys thirty times too large: each position looks at one other, for good.",
         partial(task, spoil=sharp, optimizer=adam(1e-3)),
         (under("entropy_most", 0.2), under("accuracy", 0.93, of_control=True)),
         *("attention_collapse", "initialisation"),
@@ -251,14 +268,21 @@ CASES = [
         partial(task, spoil=silent),
         (under("block_least", 1e-3), over("accuracy", 0.7, of_control=True)),
         *("dead_block", "initialisation"),
-        also=("dead_units", "weights_vanish", "frozen", "vanishing_gradients", "rank_collapse", "attention_collapse"),
+        also=(
+            "dead_units",
+            "weights_vanish",
+            "frozen",
+            "vanishing_gradients",
+            "rank_collapse",
+            "attention_collapse",
+        ),
         layers=("*blocks.1*",),
         control="vit/plain",
     ),
     Case(
         "vit/lazy",
         "vit",
-        "The output's change is multiplied by 300 and the rate divided by as much: weights stay where they are.",
+        "The output's change is multiplied by 300, the rate divided by as much: weights stay in place.",
         partial(task, wrap=partial(Scaled, scale=300.0), optimizer=adam(1e-5), steps=300),
         (under("moved", 0.01), over("accuracy", 0.3), under("accuracy", 0.97, of_control=True)),
         *("lazy_training", "scale"),
