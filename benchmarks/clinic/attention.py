@@ -109,7 +109,7 @@ def scaled_queries(blocks: nn.ModuleList, factor: float) -> None:
 
 
 def block_effects(blocks: nn.ModuleList, x: Tensor) -> dict[str, float]:
-    """Return the least of the blocks' effects: how much what it adds differs between samples, over the stream.
+    """Return the least effect of a block: how much what it adds differs between samples, over the stream.
 
     0: the block adds the same to every sample. Blocks that take the stream's place are compared as well.
     """

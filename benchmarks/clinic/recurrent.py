@@ -167,7 +167,7 @@ CASES = [
         "recurrent/plateau",
         "recurrent",
         "A longer sequence: for many steps nothing seems to be learned, then all is.",
-        partial(task, length=20, spoil=forget_bias(1.0), steps=500),
+        partial(task, length=16, spoil=forget_bias(1.0), steps=600),
         LEARNT,
     ),
     Case(

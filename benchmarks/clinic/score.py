@@ -70,7 +70,7 @@ class Judged:
 
 
 def strength(finding: Mapping[str, Any]) -> float:
-    """Return the rank of a finding's level plus a part below one that grows with its distance from the limit."""
+    """Return the level as a number plus a part below one that grows with the distance from its limit."""
     value, limit = finding.get("value"), finding.get("limit")
     if value is None or limit is None or not np.isfinite([value, limit]).all() or value <= 0 or limit <= 0:
         return float(LEVELS[finding["level"]])
