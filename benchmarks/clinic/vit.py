@@ -299,4 +299,15 @@ CASES = [
         control="vit/plain",
         leaves=over("loss", 4.0, of_control=True),
     ),
+    Case(
+        "vit/vanish_by_decay",
+        "vit",
+        "Decoupled decay of 40 at a step of 3e-3: an eighth of every weight goes each step.",
+        partial(task, optimizer=adam(3e-3, decay=40.0)),
+        (under("shrunk", 0.2), under("accuracy", 0.5, of_control=True)),
+        *("weights_vanish", "decay"),
+        also=("rank_collapse", "vanishing_gradients", "attention_collapse"),
+        control="vit/plain",
+        leaves=under("accuracy", 0.8, of_control=True),
+    ),
 ]
