@@ -149,7 +149,7 @@ def task(
         }
 
     loader = Views(Batches(split.x, split.y, size=size, seed=seed), strength=strength)
-    return Task(module, [loader], steps, outcome, embeds=True, targets=1)
+    return Task(module, [loader], steps, outcome, embeds=True)
 
 
 LOSSES: dict[str, Callable[[], PairLoss]] = {
