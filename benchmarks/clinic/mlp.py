@@ -343,9 +343,9 @@ CASES = [
         "mlp",
         "L2 on the factors of a deep product lowers its rank: two or three directions of nine are left.",
         partial(
-            task, act=nn.Identity, widths=(64, 64, 64, 64, 10), optimizer=sgd(0.1, decay=0.08), steps=500
+            task, act=nn.Identity, widths=(64, 64, 64, 64, 10), optimizer=sgd(0.1, decay=0.065), steps=500
         ),
-        (under("output_directions", 0.6, of_control=True), under("accuracy", 0.8, of_control=True)),
+        (under("output_directions", 0.65, of_control=True), under("accuracy", 0.8, of_control=True)),
         *("rank_collapse", "decay"),
         also=("weights_vanish",),
         control="mlp/linear",
@@ -378,6 +378,17 @@ CASES = [
         also=("exploding_gradients",),
         control="mlp/plain",
         leaves=under("accuracy", 0.8, of_control=True),
+    ),
+    Case(
+        "mlp/diverge_finite",
+        "mlp",
+        "Adam with a step of 1: the loss climbs to a multiple of that of guessing and stays there, a number.",
+        partial(task, act=LEAKY, optimizer=adam(1.0), steps=200),
+        (over("diverged", 0.5), over("finite", 0.99)),
+        *("divergence", "learning rate"),
+        also=("exploding_gradients", "rank_collapse"),
+        control="mlp/plain",
+        leaves=over("loss", 4.0, of_control=True),
     ),
     Case(
         "mlp/explode_by_depth",
