@@ -138,18 +138,20 @@ def task(
     before = float(embedded(module, split.x_held)[1].std(0).mean())
 
     def outcome(module: LightningModule) -> Measures:
-        h, z = embedded(module, split.x_held)
-        bank = embedded(module, split.x)[0]
+        z = embedded(module, split.x_held)[1]
         unit = nn.functional.normalize(z, dim=1)
         return {
             "deviation": float(z.std(0).mean()) / before,
             "unit_deviation": float(unit.std(0).mean()) * z.shape[1] ** 0.5,
             "directions": truths.directions(z),
-            "neighbours": truths.neighbour_accuracy(bank, split.y, h, split.y_held),
         }
 
+    def neighbours(module: LightningModule) -> Measures:
+        bank, h = embedded(module, split.x)[0], embedded(module, split.x_held)[0]
+        return {"neighbours": truths.neighbour_accuracy(bank, split.y, h, split.y_held)}
+
     loader = Views(Batches(split.x, split.y, size=size, seed=seed), strength=strength)
-    return Task(module, [loader], steps, outcome, embeds=True)
+    return Task(module, [loader], steps, outcome, neighbours, embeds=True)
 
 
 LOSSES: dict[str, Callable[[], PairLoss]] = {
