@@ -145,6 +145,12 @@ def scaled(factor: float, *, inputs: float | None = None) -> Spoil:
     return spoil
 
 
+def shut(net: Reader) -> None:
+    """Shut the forget gates and make the recurrent weights small, so that the state does not carry either."""
+    forget_bias(-10.0)(net)
+    scaled(0.1)(net)
+
+
 def orthogonal(factor: float) -> Spoil:
     """Return what makes the recurrent weights a multiple of an orthogonal matrix."""
     return lambda net: nn.init.orthogonal_(net.rnn.weight_hh_l0, gain=factor)  # type: ignore[arg-type, return-value]
@@ -206,8 +212,8 @@ CASES = [
     Case(
         "recurrent/forgetful",
         "recurrent",
-        "Forget gates held shut by a bias of -6: the memory is wiped each step, and so is the gradient.",
-        partial(task, spoil=forget_bias(-6.0)),
+        "Forget gates held shut by a bias of -10: memory and gradient are wiped each step.",
+        partial(task, spoil=shut, length=20),
         (under("start/reach", 1e-6), under("accuracy", 0.6, of_control=True)),
         *("vanishing_gradients", "initialisation"),
         also=("saturation",),

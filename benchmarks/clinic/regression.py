@@ -106,8 +106,8 @@ def small(net: nn.Sequential) -> None:
 
 
 def middle_off(net: nn.Sequential) -> None:
-    """Leave ``requires_grad`` off for the second of four layers, whose weights are all but zero."""
-    nn.init.normal_(net[2].weight, std=0.02)  # type: ignore[arg-type]
+    """Leave ``requires_grad`` off for the second of four layers, whose weights are zero."""
+    nn.init.zeros_(net[2].weight)  # type: ignore[arg-type]
     net[2].requires_grad_(False)
 
 
@@ -224,11 +224,11 @@ CASES = [
     Case(
         "regression/frozen_flag",
         "regression",
-        "requires_grad was left off for the second of four layers, whose weights are all but zero.",
+        "requires_grad was left off for the second of four layers, whose weights are zero.",
         partial(TASK, widths=(16, 64, 4, 64, 1), spoil=middle_off, still="net.2.*"),
         (over("still_there", 0.99), over("error", 1.5, of_control=True)),
         *("frozen", "wiring"),
-        also=("weights_vanish",),
+        also=("weights_vanish", "rank_collapse", "dead_units", "vanishing_gradients", "equal_units"),
         layers=("*net.2*",),
         control="regression/narrow",
     ),
