@@ -1,8 +1,8 @@
 """Are two networks that were trained apart one and the same, but for their symmetries?
 
 Entezari et al. (2022, arXiv 2110.06296) conjecture that once the order of hidden units is made up for, the
-straight line between two trained networks has no barrier; Ainsworth et al. (2023, arXiv 2209.04836) see it for
-wide networks, with scripts for fixed architectures. Here ``lightning_sym.symmetry.match`` finds the
+straight line between two trained networks has no barrier; Ainsworth et al. (2023, arXiv 2209.04836) see
+it for wide networks, with scripts for fixed architectures. Here ``lightning_sym.symmetry.match`` finds the
 symmetries of any architecture: a multilayer perceptron, a residual network with batch normalisation (whose
 statistics are set anew at each point, Jordan et al., 2023, arXiv 2211.08403) and a small transformer on
 scikit-learn's digits. Reported are barriers of the training and test loss and the accuracy half-way, before
@@ -217,7 +217,9 @@ def main() -> None:
             rows[f"{name}, {way}"] = {key: spread(found) for key, found in values.items()}
     keys = ("train", "test", "half-way", "ends")
     shown = [(*row.split(", "), *(rows[row][key]["mean"] for key in keys)) for row in rows]
-    print(table(shown, ("network", "aligned", "train barrier", "test barrier", "accuracy half-way", "at ends")))
+    print(
+        table(shown, ("network", "aligned", "train barrier", "test barrier", "accuracy half-way", "at ends"))
+    )
     config = {key: value for key, value in vars(options).items() if key != "out"}
     result = {"config": config, "rows": rows, "pairs": results}
     save(options.out, "weight_matching", result, draw(results, points=options.points))

@@ -132,16 +132,22 @@ class Alignment:
 
     # The start.
 
-    def begin(self, known: Known) -> None:
-        """Set every order and sign from what does not depend on those that are not set yet."""
+    def begin(self, known: Known, is_told: Callable[[SignFlip], bool]) -> None:
+        """Set every order and sign from what does not depend on those that are not set yet.
+
+        Args:
+            known: what is known of a group's units besides their weights.
+            is_told: whether that tells of a flip's signs; else weights do.
+        """
         unset: list[Symmetry] = [*(group.permutation for group in self.groups), *self.flips]
         for group in self.groups:
             own = {id(group.permutation), *map(id, group.flips)}
             others = {name for s in unset if id(s) not in own for name in s.parameters}
-            gains = known(group)
-            if gains is None:
-                gains = self._first_gains(group, others)
+            given = known(group)
+            gains = self._first_gains(group, others) if given is None else given
             decided = {flip for acting in gains for flip in acting}
+            if given is not None:
+                decided = {flip for flip in decided if is_told(group.flips[flip])}
             self._settle(group, gains, decided)
             settled = {id(group.permutation), *(id(group.flips[flip]) for flip in decided)}
             unset = [s for s in unset if id(s) not in settled]
@@ -181,6 +187,12 @@ class Alignment:
             if not any(moved):
                 return sweep + 1
         return sweeps
+
+    def turn(self, flips: Sequence[SignFlip], *, sweeps: int) -> None:
+        """Improve signs alone until none gains."""
+        for _ in range(sweeps):
+            if not any([self._turn(flip) for flip in flips]):
+                return
 
     def _improve(self, group: Group) -> bool:
         gains: Gains = {}
@@ -226,8 +238,8 @@ class Alignment:
         return torch.stack([(a * b).sum((2, 3)) for a, b in pairs]).sum(0)
 
     def _settle(self, group: Group, gains: Gains, decided: set[int]) -> None:
-        """Apply the best order, with the best signs of the flips that gains tell of."""
-        free = sorted(decided)
+        """Apply the best order, each unit with its best signs, and the signs of the decided flips."""
+        free = sorted({flip for acting in gains for flip in acting})
         combinations = list(itertools.product((1, -1), repeat=len(free)))
         values = torch.stack([_signed(gains, dict(zip(free, c, strict=True))) for c in combinations])
         best_BUV, which_BUV = values.max(0)
@@ -236,7 +248,8 @@ class Alignment:
         self.do(group.permutation, element_BU)
         signs = torch.tensor(combinations).reshape(len(combinations), -1).double()
         for place, flip in enumerate(free):
-            self.do(group.flips[flip], signs[which_BU, place])
+            if flip in decided:
+                self.do(group.flips[flip], signs[which_BU, place])
 
 
 def _signed(gains: Gains, signs: dict[int, int]) -> Tensor:

@@ -15,15 +15,22 @@ from lightning_sym._names import clean_name
 from lightning_sym.symmetry._align import Gains, Group, Part
 from lightning_sym.symmetry._copies import Copied
 from lightning_sym.symmetry._example import Example
+from lightning_sym.symmetry.kinds import SignFlip
 
-#: Of which dimension of its weight a layer's outputs are the units, and along which axis they lie. No
-#: normalisation: its outputs keep their sign where its gain and what goes in both change theirs.
+#: Of which dimension of its weight a layer's outputs are the units, and along which axis they lie.
 _LAYERS: tuple[tuple[tuple[type[nn.Module], ...], int, int], ...] = (
     ((nn.Linear,), 0, -1),
     ((nn.Conv1d, nn.Conv2d, nn.Conv3d), 0, 1),
     ((nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d), 1, 1),
     ((nn.Embedding,), 1, -1),
 )
+#: Of these it is the bias: outputs keep their sign where the gain and what goes in both change theirs.
+_NORMS: tuple[tuple[tuple[type[nn.Module], ...], int, int], ...] = (
+    ((nn.LayerNorm,), 0, -1),
+    ((nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.GroupNorm), 0, 1),
+    ((nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d), 0, 1),
+)
+_GAINED = (*(kind for kinds, _, _ in _NORMS for kind in kinds), nn.RMSNorm)
 _WEIGHT = re.compile(r"\.(parametrizations\.weight\.original[01]?|weight|weight_orig|weight_v)$")
 _ROWS = 512  # samples and places that are compared, evenly spread
 
@@ -35,7 +42,7 @@ def outputs_of(copied: Copied, example: Example) -> dict[str, Tensor]:
 
     def keep(name: str, out: Any) -> None:
         name = clean_name(name)
-        for kinds, _, axis in _LAYERS:
+        for kinds, _, axis in (*_LAYERS, *_NORMS):
             if isinstance(modules[name], kinds) and isinstance(out, Tensor) and out.ndim > 1:
                 axis = min(axis, out.ndim - 1)
                 found.setdefault(name, []).append(out.detach().movedim(axis, -1).flatten(0, -2))
@@ -79,13 +86,24 @@ def gains_of(group: Group, module: nn.Module, a: dict[str, Tensor], b: dict[str,
 
 def _writer(part: Part, modules: dict[str, nn.Module]) -> str | None:
     """Return the name of the layer whose output's units an action moves."""
-    if not _WEIGHT.search(part.action.name):
-        return None
-    name = _WEIGHT.sub("", part.action.name)
-    for kinds, dim, _ in _LAYERS:
+    if part.action.name.endswith(".bias"):
+        name, layers = part.action.name.removesuffix(".bias"), _NORMS
+    else:
+        name, layers = _WEIGHT.sub("", part.action.name), _LAYERS
+    for kinds, dim, _ in layers:
         if isinstance(modules.get(name), kinds) and dim == part.action.dim:
             return name
     return None
+
+
+def is_told(flip: SignFlip, module: nn.Module) -> bool:
+    """Whether outputs tell of a unit's sign: not where a normalisation's gain makes up for it."""
+    modules = {clean_name(name): child for name, child in module.named_modules()}
+    return not any(
+        isinstance(modules.get(action.name.rpartition(".")[0]), _GAINED)
+        for action in flip.actions
+        if not action.buffer and action.name.endswith(".weight")
+    )
 
 
 def _features(rows_NC: Tensor, index_BUM: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from lightning_sym.symmetry._align import Alignment, Known
 from lightning_sym.symmetry._copies import Copied, reseed, unnoticed
 from lightning_sym.symmetry._example import Example, tensors_of
-from lightning_sym.symmetry._features import gains_of, outputs_of
+from lightning_sym.symmetry._features import gains_of, is_told, outputs_of
 from lightning_sym.symmetry._gauge import Tensors, approach, balance, distance
 from lightning_sym.symmetry._precision import InDouble
 from lightning_sym.symmetry.find import find_symmetries
@@ -101,7 +101,9 @@ def match(
 
     Raises:
         ValueError: if ``by`` or a kind is unknown, ``sweeps`` or ``tolerance`` is not positive, or the
-            networks differ in names or shapes; and what ``find_symmetries`` raises.
+            networks differ in names or shapes, or the symmetries are of other networks; and what
+            ``find_symmetries`` raises.
+        TypeError: if a network is no module.
         RuntimeError: if b's function changed by more than ``tolerance``.
 
     Example:
@@ -193,12 +195,15 @@ class _Search:
         """Return the permutations and signs, found with factors at their point of least norm."""
         alignment = Alignment(self.a, self.b, self.others)
         if by == "activations":
-            alignment.begin(self._activations())
+            alignment.begin(self._activations(), lambda flip: is_told(flip, self.copied_a.module))
+            alignment.turn(
+                [f for f in alignment.flips if not is_told(f, self.copied_a.module)], sweeps=sweeps
+            )
             return alignment.steps
         alignment.ascend(sweeps=sweeps)
         near, steps = distance(self.a, self.b, self.names), list(alignment.steps)
         alignment.undo(0)
-        alignment.begin(lambda group: None)
+        alignment.begin(lambda group: None, lambda flip: True)
         alignment.ascend(sweeps=sweeps)
         return alignment.steps if distance(self.a, self.b, self.names) < near else steps
 
