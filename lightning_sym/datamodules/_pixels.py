@@ -57,7 +57,7 @@ def as_bytes(image: Any, *, channels: int, max_side: int | None, upright: bool =
             1 or 3 channels, uint8, uint16, bool or floating in [0, 1].
         channels: 1 or 3; colours are weighed to grey, grey is repeated.
         max_side: larger images are first shrunk, with antialiasing, to this many pixels.
-        upright: turn a PIL image as its EXIF orientation asks.
+        upright: turn a PIL image as its EXIF orientation asks. (Pillow has turned a TIFF already.)
 
     Raises:
         ValueError: if it is none of these.

@@ -189,5 +189,8 @@ def _read_labels(data: Any, columns: Columns | None) -> Tensor:
         except UNREADABLE:
             labels.append(UNLABELLED)
             continue
-        labels.append(unpack(row, columns)[1])
+        try:
+            labels.append(unpack(row, columns)[1])
+        except RowError as error:
+            raise RowError(f"source, sample {index}: {error}") from error
     return torch.tensor(labels, dtype=torch.int64)

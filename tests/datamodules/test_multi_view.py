@@ -388,10 +388,10 @@ def test_bad_arguments(options, message):
 def test_bad_data(tmp_path):
     with pytest.raises(TypeError, match="map-style data set"):
         MultiViewDataModule(iter([]))
-    with pytest.raises(ValueError, match="no images in .* or in folders of classes"):
+    with pytest.raises(ValueError, match=r"no images in .* or in folders of classes"):
         MultiViewDataModule(tmp_path).setup()
     (tmp_path / "a").mkdir()
-    with pytest.raises(ValueError, match="no images in .* or in folders of classes"):
+    with pytest.raises(ValueError, match=r"no images in .* or in folders of classes"):
         MultiViewDataModule(tmp_path).setup()
     with pytest.raises(ValueError, match="no folder"):
         MultiViewDataModule(tmp_path / "none")
