@@ -228,11 +228,12 @@ class MultiViewDataModule(LightningDataModule):
         ]
         return Drawing((*recipes[:views], *local), (size,) * views + (small,) * more, views, self.seed)
 
-    def _check_batch_size(self, images: int) -> None:
+    def _check_batch_size(self, images: int | None = None) -> None:
+        """Raise about a batch size that is none, or that so many training images do not fill."""
         ranks, size = self._ranks()[0], self.batch_size
         if isinstance(size, bool) or not isinstance(size, int) or size < 2:
             raise ValueError(f"batch_size must be an integer of at least 2, got {size!r}")
-        if images // ranks < size:
+        if images is not None and images // ranks < size:
             raise ValueError(
                 f"batch_size={size} on {ranks} rank(s) is above the {images} training images: no step would "
                 f"be made; it can be at most {images // ranks}"
@@ -276,6 +277,7 @@ class MultiViewDataModule(LightningDataModule):
         """Return the loader of held-out images; a last batch of one image is left out."""
         val = self._opened().val
         assert val is not None  # setup held some out
+        self._check_batch_size()
         return self._loader(val, train=False)
 
     def probe_dataloaders(self) -> tuple[ProbeLoader, ProbeLoader]:

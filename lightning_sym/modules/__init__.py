@@ -5,6 +5,7 @@ from lightning_sym.modules.bump_decoders import MLPDecoder, PositionMLPDecoder, 
 from lightning_sym.modules.bump_embedding import EmbeddingDecoder
 from lightning_sym.modules.deep_linear import DeepLinearNetwork
 from lightning_sym.modules.diagonal import DiagonalLinearNetwork
+from lightning_sym.modules.features import extract_features
 from lightning_sym.modules.joint_embedding import JointEmbedding
 from lightning_sym.modules.learning_circuit import CircuitDivergenceError, LearningCircuit
 from lightning_sym.modules.simclr import SimCLR
@@ -25,4 +26,5 @@ __all__ = [
     "SolvableNetwork",
     "TransposedConvDecoder",
     "VICReg",
+    "extract_features",
 ]

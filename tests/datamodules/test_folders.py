@@ -255,7 +255,5 @@ def test_subsets_and_held_out_shares_are_drawn_by_class(subset):
     assert bool(((train - share).abs() <= 1).all())
     assert int(train.sum()) == 40
     assert len(data._splits.train) == 40
-    with pytest.raises(
-        ValueError, match="subset must be a positive number of images or a share below 1, got 1.5"
-    ):
+    with pytest.raises(ValueError, match=r"subset must be a positive number .* below 1, got 1\.5"):
         module(rows, subset=1.5)

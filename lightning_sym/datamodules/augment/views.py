@@ -50,7 +50,7 @@ def make_views(
     kernel_N = torch.tensor(blur_kernels).repeat_interleave(batch)
     hue_slot_N = (rows.order == HUE).to(torch.int64).argmax(dim=1)
     group_N = torch.where(rows.jitter, hue_slot_N, torch.full((), 4))
-    result = torch.empty(len(rows), channels, size, size, device=images.device)
+    result = torch.empty(len(rows), channels, size, size, dtype=torch.float32, device=images.device)
     numbers = CHUNK.get(images.device.type, CHUNK_ELSEWHERE)
     length = max(1, numbers // (channels * size * size))
     for kernel in sorted(set(blur_kernels)):
