@@ -505,7 +505,7 @@ def test_a_batch_size_finder_goes_as_far_as_the_data_set(trials, tmp_path):
     tuner = Tuner(Trainer(max_epochs=1, logger=False, accelerator="cpu", **quiet))
     if trials == 3:
         tuner.scale_batch_size(Recorder(), datamodule=data, max_trials=trials)
-        assert data.batch_size == 16
+        assert data.batch_size == 8  # 2, 4, 8
     else:
         with pytest.raises(ValueError, match=r"batch_size=64 on 1 rank.* it can be at most 54"):
             tuner.scale_batch_size(Recorder(), datamodule=data, max_trials=trials)
