@@ -39,11 +39,11 @@ def open_image(path: str | Path) -> Image.Image:
 
 def is_image(value: Any) -> bool:
     """Return whether a value of a row can only be a picture: PIL's, an array or tensor of 2 or 3 axes."""
+    if isinstance(value, Tensor | np.ndarray):
+        return value.ndim in (2, 3)
     if isinstance(value, Image.Image):
         return True
-    if isinstance(value, Mapping):  # the Hugging Face hub's, not decoded
-        return "bytes" in value and "path" in value
-    return isinstance(value, np.ndarray | Tensor) and value.ndim in (2, 3)
+    return isinstance(value, Mapping) and "bytes" in value and "path" in value  # the hub's, not decoded
 
 
 def as_bytes(image: Any, *, channels: int, max_side: int | None, upright: bool = True) -> Tensor:

@@ -58,6 +58,8 @@ def unpack(row: Any, columns: Columns | None = None) -> tuple[Any, int]:
         >>> [unpack(row)[1] for row in ((image, 4, "a.png"), {"label": 2, "img": image}, image)]
         [4, 2, -1]
     """
+    if type(row) is tuple and len(row) == 2 and type(row[1]) is int and is_image(row[0]) and columns is None:
+        return row[0], max(row[1], UNLABELLED)  # nearly every row there is: without further looks
     if is_image(row) or isinstance(row, str | Path):
         return row, UNLABELLED
     fields = _fields(row)
