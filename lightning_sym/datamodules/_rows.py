@@ -163,7 +163,7 @@ def known_labels(data: Any, *, columns: Columns | None, most: int) -> Tensor | N
     if isinstance(data, torch.utils.data.Subset):
         whole = known_labels(data.dataset, columns=columns, most=most)
         return None if whole is None else whole[torch.as_tensor(data.indices, dtype=torch.int64)]
-    if isinstance(data, torch.utils.data.TensorDataset):
+    if type(data) is torch.utils.data.TensorDataset:  # a subclass may give other rows
         stored: Any = data.tensors[1] if len(data.tensors) > 1 else [None] * len(data)
     elif getattr(data, "target_transform", None) is not None:
         stored = None  # what is stored is not what rows say
