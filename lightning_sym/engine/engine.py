@@ -12,7 +12,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -23,6 +23,7 @@ from lightning_sym.engine.publish import sorted_out
 from lightning_sym.engine.ranks import RankError
 from lightning_sym.engine.run import Run
 from lightning_sym.engine.schedule import EpochEnds, Every, LogSpaced
+from lightning_sym.observe.coverage import coverage, percent, short
 from lightning_sym.observe.gains import gains
 from lightning_sym.observe.hooks import LayerWatch, has_compiled
 from lightning_sym.observe.layers import Layer, readers, watchable_layers
@@ -74,6 +75,7 @@ class Engine:
         self._previous: int | None = None
         self._stride = 1  # optimizer steps of the last batch: several optimizers make several
         self._said: set[str] = set()
+        self._lazy = False  # whether layers have no shape yet
 
     @property
     def monitors(self) -> list[Any]:
@@ -97,15 +99,39 @@ class Engine:
         self.run.check(self.monitors)
         for monitor in self.monitors:
             monitor.check(self.run)
-        total = len(watchable_layers(self.run.module))
+        self._choose()
+
+    def _choose(self) -> None:
+        """Choose the layers of each monitor, and say once for all of them what is read."""
+        module = self.run.module
         for seat in self._seats:
-            seat.layers = seat.monitor.choose(self.run.module)
-        names = {layer.name for seat in self._seats if seat.monitor.layers is None for layer in seat.layers}
-        if names and len(names) < total:
-            ordered = [layer.name for layer in watchable_layers(self.run.module) if layer.name in names]
-            self.run.tell(
-                f"lightning_sym watches {len(ordered)} of {total} layers: {', '.join(ordered)}. "
-                "Choose others with layers=, or more with max_layers=."
+            seat.layers = seat.monitor.choose(module)
+        layers = {layer.name: layer for seat in self._seats for layer in seat.layers}
+        every = coverage(module)
+        self._lazy = bool(every.lazy)
+        if not any(seat.monitor.needs for seat in self._seats):
+            return
+        ordered = [layer for layer in watchable_layers(module) if layer.name in layers]
+        seen = coverage(module, ordered)
+        whole = "" if seen.layers == every.total else f" (all layers: {percent(every.share)})"
+        missing = every.missing()
+        reads = str(replace(seen, unread={}, lazy=()))
+        self.run.tell(
+            f"lightning_sym {reads}{whole}: {', '.join(layer.name for layer in ordered) or 'none'}"
+            + (f"; not read: {missing}" if missing else "")
+            + ("" if not whole else ". Choose others with layers=, or more with max_layers=.")
+        )
+        if not ordered and not self._lazy:
+            kind = type(module).__name__
+            self._warn(
+                f"{kind} has no layer to watch",
+                f": {missing or 'it has no trained parameter'}. The fit goes on without readings of layers; "
+                "lightning_sym.observe.register_layer makes more kinds of layers known.",
+            )
+        elif every.share < 0.5:
+            self._warn(
+                f"only {percent(every.share)} of {short(every.trained)} trained parameters can be read",
+                f"; not read: {missing}. lightning_sym.observe.register_layer makes more kinds of layers known.",
             )
 
     def begin(self) -> None:
@@ -150,6 +176,8 @@ class Engine:
                 self._stride = max(1, step - self._previous)
             self._previous = step
             run.batch = batch
+            if self._lazy and not coverage(run.module).lazy:
+                self._choose()  # lazy layers have got their shapes
             for seat in self._seats:
                 if not seat.started:
                     seat.started = True
@@ -277,7 +305,13 @@ class Engine:
         layers = self._reduce(watches, due)
         self.probes += 1
         ran = {layer.name for layer in layers}
-        if silent := [watch.layer.name for watch in watches if watch.layer.name not in ran]:
+        # An expert that got no token is nothing to speak of where another got one.
+        stacks = {layer.layer.holder for layer in layers if not layer.layer.in_order}
+        if silent := [
+            watch.layer.name
+            for watch in watches
+            if watch.layer.name not in ran and (watch.layer.in_order or watch.layer.holder not in stacks)
+        ]:
             self._warn(
                 f"layers that never ran have no readings: {', '.join(silent)}", f" (in step {self.run.step})"
             )

@@ -42,11 +42,15 @@ def is_parametrized(module: nn.Module, name: str) -> bool:
 
 
 def sources(module: nn.Module, name: str) -> list[nn.Parameter]:
-    """Return the parameters that a weight is made from; the weight itself where it is one."""
+    """Return the parameters that a weight is made from; the weight itself, first, where it is one.
+
+    Low-rank factors that a layer keeps beside its weight (``lora_A``, ``lora_B``) are among them.
+    """
     if is_parametrized(module, name):
         return list(module.parametrizations[name].parameters(recurse=False))  # type: ignore[index, union-attr]
     if (own := module._parameters.get(name)) is not None:
-        return [own]
+        factors = [module._parameters.get(f"lora_{side}") for side in "AB"] if name == "weight" else []
+        return [own, *(p for p in factors if p is not None)]
     return [p for key, p in module._parameters.items() if p is not None and key.startswith(f"{name}_")]
 
 

@@ -51,14 +51,10 @@ class ActivityTally(Tally):
 
     def forward(self, call: Call) -> None:
         """Add a call's inputs."""
-        if call.x is None:
+        x_NU = call.units()
+        if x_NU is None:
             return
-        x = call.x
-        if self.watch.layer.is_convolution:
-            size = len(self.watch.layer.module.kernel_size)  # type: ignore[arg-type]
-            x = x.transpose(-1 - size, -1)
-        x_NU = x.reshape(-1, x.shape[-1])
-        size_NU = x_NU.abs().to(torch.float32 if x.dtype != torch.float64 else x.dtype)
+        size_NU = x_NU.abs().to(torch.float32 if x_NU.dtype != torch.float64 else x_NU.dtype)
         size_NU = size_NU.nan_to_num(nan=0.0, posinf=0.0)
         self.count += len(x_NU)
         self.sums_2U[0] += size_NU.sum(dim=0, dtype=self.sums_2U.dtype)
