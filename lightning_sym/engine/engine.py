@@ -12,7 +12,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -23,7 +23,7 @@ from lightning_sym.engine.publish import sorted_out
 from lightning_sym.engine.ranks import RankError
 from lightning_sym.engine.run import Run
 from lightning_sym.engine.schedule import EpochEnds, Every, LogSpaced
-from lightning_sym.observe.coverage import coverage, percent, short
+from lightning_sym.observe.coverage import announced, coverage
 from lightning_sym.observe.gains import gains
 from lightning_sym.observe.hooks import LayerWatch, has_compiled
 from lightning_sym.observe.layers import Layer, readers, watchable_layers
@@ -106,33 +106,13 @@ class Engine:
         module = self.run.module
         for seat in self._seats:
             seat.layers = seat.monitor.choose(module)
-        layers = {layer.name: layer for seat in self._seats for layer in seat.layers}
-        every = coverage(module)
-        self._lazy = bool(every.lazy)
-        if not any(seat.monitor.needs for seat in self._seats):
-            return
-        ordered = [layer for layer in watchable_layers(module) if layer.name in layers]
-        seen = coverage(module, ordered)
-        whole = "" if seen.layers == every.total else f" (all layers: {percent(every.share)})"
-        missing = every.missing()
-        reads = str(replace(seen, unread={}, lazy=()))
-        self.run.tell(
-            f"lightning_sym {reads}{whole}: {', '.join(layer.name for layer in ordered) or 'none'}"
-            + (f"; not read: {missing}" if missing else "")
-            + ("" if not whole else ". Choose others with layers=, or more with max_layers=.")
-        )
-        if not ordered and not self._lazy:
-            kind = type(module).__name__
-            self._warn(
-                f"{kind} has no layer to watch",
-                f": {missing or 'it has no trained parameter'}. The fit goes on without readings of layers; "
-                "lightning_sym.observe.register_layer makes more kinds of layers known.",
-            )
-        elif every.share < 0.5:
-            self._warn(
-                f"only {percent(every.share)} of {short(every.trained)} trained parameters can be read",
-                f"; not read: {missing}. lightning_sym.observe.register_layer makes more kinds of layers known.",
-            )
+        layers = {layer.name for seat in self._seats for layer in seat.layers}
+        self._lazy = bool(coverage(module).lazy)
+        if any(seat.monitor.needs for seat in self._seats):
+            said, warning = announced(module, layers)
+            self.run.tell(said)
+            if warning is not None:
+                self._warn(*warning)
 
     def begin(self) -> None:
         """Begin a run, or go on with one: the steps that were made tell which."""
@@ -355,26 +335,28 @@ class Engine:
     def _report(self, failures: list[tuple[LayerWatch, Statistic]], due: list[_Seat]) -> None:
         """Say on rank 0 what has no reading, of which layer, at which step and on which rank."""
         every = self.run.ranks.explain([watch.reason(statistic) for watch, statistic in failures])
+        missing: dict[tuple[str, str, str], list[str]] = {}
         for i, (watch, statistic) in enumerate(failures):
             rank, (fault, said) = next((r, words[i]) for r, words in enumerate(every) if words[i][1])
             what = type(statistic).__name__
-            place = f"layer {watch.layer.name}"
             users = [seat.monitor for seat in due if statistic in seat.monitor.needs]
             if fault and any(monitor.strict for monitor in users):
+                place = f"layer {watch.layer.name}"
                 raise watch.errors.get(statistic) or RuntimeError(f"{said} (on rank {rank}, {place})")
             names = ", ".join(dict.fromkeys(type(monitor).__name__ for monitor in users))
             if fault:
                 on = f" on rank {rank}" if self.run.ranks.size > 1 else ""
                 self._warn(
-                    f"observing {place} failed ({what}, for {names})",
+                    f"observing layer {watch.layer.name} failed ({what}, for {names})",
                     f" at step {self.run.step}{on}: {said}. The fit goes on without what needs it; pass "
                     "strict=True to raise instead.",
                 )
             else:
-                self._warn(
-                    f"{place} has no readings of {what}",
-                    f" ({names}): {said}.",
-                )
+                missing.setdefault((what, names, said), []).append(watch.layer.name)
+        for (what, names, said), layers in missing.items():
+            layers = list(dict.fromkeys(layers))
+            have = f"layer {layers[0]} has" if len(layers) == 1 else f"layers {', '.join(layers)} have"
+            self._warn(f"{have} no readings of {what}", f" ({names}): {said}.")
 
     # -- reading ------------------------------------------------------------------------------
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, field, replace
 
 from torch import nn
 from torch.nn.parameter import is_lazy
@@ -104,6 +104,35 @@ def coverage(module: nn.Module, layers: Iterable[Layer] | None = None) -> Covera
             name = clean_name(f"{path}.{key}" if path else key)
             unread.setdefault(type(owner).__name__, {})[name] = parameter.numel()
     return Coverage(read, trained, len(chosen), len(every), unread, tuple(lazy))
+
+
+def announced(module: nn.Module, names: Collection[str]) -> tuple[str, tuple[str, str] | None]:
+    """Return what to say at the start of a fit of which the named layers are watched.
+
+    Returns:
+        What is read and what is not, and a warning (what it is of, and the rest of it) if nothing or
+        less than half of the parameters can be read.
+    """
+    every, chosen = coverage(module), [layer for layer in watchable_layers(module) if layer.name in names]
+    seen, missing = coverage(module, chosen), every.missing()
+    some = seen.layers < every.total
+    said = (
+        f"lightning_sym {replace(seen, unread={}, lazy=())}"
+        f"{f' (all layers: {percent(every.share)})' if some else ''}: "
+        f"{', '.join(layer.name for layer in chosen) or 'none'}{f'; not read: {missing}' if missing else ''}"
+        f"{'. Choose others with layers=, or more with max_layers=.' if some else ''}"
+    )
+    more = "lightning_sym.observe.register_layer makes more kinds of layers known."
+    if not chosen and not every.lazy:
+        kind, missing = type(module).__name__, missing or "it has no trained parameter"
+        return said, (
+            f"{kind} has no layer to watch",
+            f": {missing}. The fit goes on without readings of layers; {more}",
+        )
+    if every.share < 0.5:
+        share = f"only {percent(every.share)} of {short(every.trained)} trained parameters can be read"
+        return said, (share, f"; not read: {missing}. {more}")
+    return said, None
 
 
 def percent(share: float) -> str:

@@ -164,7 +164,7 @@ class LayerWatch:
         """Find out whether the output is W h + b: a subclass may do something else."""
         self._compared = True
         layer = self.layer
-        if call.x is None or not layer.has_input or not layer.linear:
+        if call.x is None or call.lengths is not None or not layer.has_input or not layer.linear:
             return
         try:
             h = layer.inputs(self.batch_first(layer.few(call.x, COMPARED)), 1)
@@ -174,7 +174,7 @@ class LayerWatch:
             made_NO = _product(h_NA, weight.blocks, weight.bias)
         except Unavailable:
             return
-        except (RuntimeError, ValueError, AttributeError):
+        except (RuntimeError, ValueError, AttributeError, IndexError, TypeError):
             self._no_weight = "its shapes are not those of its weight"
             return
         kinds = {call.output.dtype, weight.blocks.dtype}

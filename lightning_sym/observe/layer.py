@@ -219,12 +219,22 @@ class Layer:
         except Exception as error:  # an adapter's own functions may raise
             watch.fail(error)
             return
+        if self.span is None and self._width(y) != self.out_features:
+            watch.unreadable("its outputs are not those of its type")
+            return
         product = None if capture is None else capture.made(y)
         if product is not None:
             x = product.x
             watch.use(product)
         part = None if self.span is None else partial(_last, *self.span)
         watch.see(x if isinstance(x, Tensor) else None, y, part=part)
+
+    def _width(self, y: Tensor) -> int:
+        """Return how many units an output has."""
+        if self.geometry is None:
+            return y.shape[-1] if y.ndim else 0
+        size = len(self.geometry.kernel)
+        return y.shape[-1 - size] if y.ndim in (size + 1, size + 2) else 0
 
     def batch_first(self, x: Tensor, batch: int | None) -> Tensor:
         """Return an input or output with samples first."""

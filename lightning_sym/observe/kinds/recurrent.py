@@ -164,7 +164,7 @@ class Replays:
                 torch.autocast(leaves[0].device.type if leaves else first.device.type, enabled=False),
                 first.booked(),
             ):
-                made = _replay(self.module, _call(args, kwargs), self._random)
+                made = _replay(self.module, _call(args, kwargs), self._random, nested=_nested(module, leaves))
                 reason = _differs(made.outputs, list(_leaves(output)))
         except _UnreadableError as error:
             reason = str(error)
@@ -247,7 +247,15 @@ def _differs(mine: list[Tensor], theirs: list[Tensor]) -> str:
     return ""
 
 
-def _replay(module: Any, call: tuple[Any, Any], random: Tensor | None) -> _Replay:
+def _nested(module: nn.Module, leaves: list[Tensor]) -> bool:
+    """Return whether the gradient of a cell's state holds what comes through its output.
+
+    So it is where a kernel that is not fused computes the output from the state.
+    """
+    return isinstance(module, nn.LSTMCell) and len({id(x.grad_fn) for x in leaves}) > 1
+
+
+def _replay(module: Any, call: tuple[Any, Any], random: Tensor | None, *, nested: bool = False) -> _Replay:
     """Compute a call once more.
 
     Raises:
@@ -263,7 +271,7 @@ def _replay(module: Any, call: tuple[Any, Any], random: Tensor | None) -> _Repla
         single = x.ndim == 1
         h, c = _states(states, lambda s: s[None] if single else s)
         steps_TBA = _wide(x[None, None] if single else x[None])
-        _, (h, c) = _layer(_mode(module), "", w, steps_TBA, h, c, [steps_TBA.shape[1]], made, reverse=False)
+        _, (h, c) = _layer(_mode(module), "", w, steps_TBA, h, c, [steps_TBA.shape[1]], made, nested=nested)
         made.outputs = [s[0] if single else s for s in (h, c) if s is not None]
         return made
     return _stack(module, x, states, w, made, random)
@@ -348,7 +356,8 @@ def _layer(
     alive: list[int],
     made: _Replay,
     *,
-    reverse: bool,
+    reverse: bool = False,
+    nested: bool = False,
 ) -> tuple[Tensor, tuple[Tensor, Tensor | None]]:
     """Compute one layer in one direction; return its states at all steps ``[T, B, H]`` and the last ones."""
     steps, batch = x_TBA.shape[:2]
@@ -368,7 +377,7 @@ def _layer(
         n = alive[t]
         before[t] = h[:n]
         recurrent[t] = F.linear(h[:n], hh, w.get(f"bias_hh{suffix}")) + zeros[1][t, :n]
-        new, cell = _cell(mode, into_TBZ[t, :n], recurrent[t], h[:n], None if c is None else c[:n])
+        new, cell = _cell(mode, into_TBZ[t, :n], recurrent[t], h[:n], None if c is None else c[:n], nested)
         if hr is not None and zero_TBP is not None:
             inner[t], new = new, F.linear(new, hr) + zero_TBP[t, :n]
         after[t] = new
@@ -383,13 +392,13 @@ def _layer(
 
 
 def _cell(
-    mode: str, a_BZ: Tensor, b_BZ: Tensor, h: Tensor, c: Tensor | None
+    mode: str, a_BZ: Tensor, b_BZ: Tensor, h: Tensor, c: Tensor | None, nested: bool
 ) -> tuple[Tensor, Tensor | None]:
     """Return the next states from what both maps put out."""
     if mode == "LSTM":
         i, f, g, o = (a_BZ + b_BZ).chunk(4, dim=-1)
         c = f.sigmoid() * c + i.sigmoid() * g.tanh()  # type: ignore[operator]
-        return o.sigmoid() * c.tanh(), c
+        return o.sigmoid() * (c.detach() if nested else c).tanh(), c
     if mode == "GRU":
         (r, z, n), (r_h, z_h, n_h) = a_BZ.chunk(3, dim=-1), b_BZ.chunk(3, dim=-1)
         z = (z + z_h).sigmoid()
