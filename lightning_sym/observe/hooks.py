@@ -114,7 +114,7 @@ class LayerWatch:
                 elif self._gathered is not None:
                     blocks = self._gathered
                 elif self._computed is not None:
-                    blocks = self.layer.as_blocks(self._computed.detach())
+                    blocks = self.layer.as_blocks(self._computed)
                 elif (found := self.layer.used()) is not None:
                     blocks = found
                 else:
@@ -144,7 +144,7 @@ class LayerWatch:
     def keep_computed(self, module: nn.Module, args: Any, output: Tensor) -> None:
         """Take note of what a parametrization made of its parameters."""
         if self._computed is None or self._weight is None:
-            self._computed = output
+            self._computed = output.detach()
 
     def at_rest(self) -> None:
         """Read the weight as it stands, where no step is observed."""

@@ -64,7 +64,7 @@ def next_weight(module: nn.Module, name: str) -> Tensor:
     cpu_only: list[int] = []
     with torch.no_grad(), torch.random.fork_rng(devices=cpu_only):
         if is_parametrized(module, name):
-            return copy.deepcopy(module.parametrizations[name])().detach()  # type: ignore[index, union-attr]
+            return _without_hooks(module.parametrizations[name])().detach()  # type: ignore[index, union-attr]
         for hook in module._forward_pre_hooks.values():
             hook_of: Any = getattr(hook, "_tensor_name", None) or getattr(hook, "name", None)
             if hook_of != name:
@@ -78,6 +78,16 @@ def next_weight(module: nn.Module, name: str) -> Tensor:
             if hasattr(hook, "compute_weight"):
                 return hook.compute_weight(twin).detach()
     return local(getattr(module, name))
+
+
+def _without_hooks(module: nn.Module) -> nn.Module:
+    """Return a deep copy in which neither the user's hooks nor ours fire."""
+    memo: dict[int, Any] = {}
+    for child in module.modules():
+        for key, value in vars(child).items():
+            if key.endswith("_hooks") and isinstance(value, dict):
+                memo[id(value)] = type(value)()
+    return copy.deepcopy(module, memo)
 
 
 def accumulation_dtype(device: torch.device) -> torch.dtype:
