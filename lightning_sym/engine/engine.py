@@ -23,6 +23,7 @@ from lightning_sym.engine.publish import sorted_out
 from lightning_sym.engine.ranks import RankError
 from lightning_sym.engine.run import Run
 from lightning_sym.engine.schedule import EpochEnds, Every, LogSpaced
+from lightning_sym.observe.coverage import announced, coverage
 from lightning_sym.observe.gains import gains
 from lightning_sym.observe.hooks import LayerWatch, has_compiled
 from lightning_sym.observe.layers import Layer, readers, watchable_layers
@@ -75,7 +76,8 @@ class Engine:
         self._previous: int | None = None
         self._stride = 1  # optimizer steps of the last batch: several optimizers make several
         self._said: set[str] = set()
-        self._compared: dict[str, str] = {}
+        self._agreed: set[str] = set()
+        self._lazy = False  # whether layers have no shape yet
 
     @property
     def monitors(self) -> list[Any]:
@@ -99,16 +101,20 @@ class Engine:
         self.run.check(self.monitors)
         for monitor in self.monitors:
             monitor.check(self.run)
-        total = len(watchable_layers(self.run.module))
+        self._choose()
+
+    def _choose(self) -> None:
+        """Choose the layers of each monitor, and say once for all of them what is read."""
+        module = self.run.module
         for seat in self._seats:
-            seat.layers = seat.monitor.choose(self.run.module)
-        names = {layer.name for seat in self._seats if seat.monitor.layers is None for layer in seat.layers}
-        if names and len(names) < total:
-            ordered = [layer.name for layer in watchable_layers(self.run.module) if layer.name in names]
-            self.run.tell(
-                f"lightning_sym watches {len(ordered)} of {total} layers: {', '.join(ordered)}. "
-                "Choose others with layers=, or more with max_layers=."
-            )
+            seat.layers = seat.monitor.choose(module)
+        layers = {layer.name for seat in self._seats for layer in seat.layers}
+        self._lazy = bool(coverage(module).lazy)
+        if any(seat.monitor.needs for seat in self._seats):
+            said, warning = announced(module, layers)
+            self.run.tell(said)
+            if warning is not None:
+                self._warn(*warning)
 
     def begin(self) -> None:
         """Begin a run, or go on with one: the steps that were made tell which."""
@@ -152,6 +158,8 @@ class Engine:
                 self._stride = max(1, step - self._previous)
             self._previous = step
             run.batch = batch
+            if self._lazy and not coverage(run.module).lazy:
+                self._choose()  # lazy layers have got their shapes
             for seat in self._seats:
                 if not seat.started:
                     seat.started = True
@@ -213,7 +221,7 @@ class Engine:
                 looking=self._looking,
                 seconds=self.seconds,
                 reader=reads.get(layer.module) if layer.part is None else None,
-                compared=self._compared,
+                agreed=self._agreed,
             )
             watch.attach()
             self._watches[name] = watch
@@ -282,7 +290,13 @@ class Engine:
         layers = self._reduce(watches, due)
         self.probes += 1
         ran = {layer.name for layer in layers}
-        if silent := [watch.layer.name for watch in watches if watch.layer.name not in ran]:
+        # An expert that got no token is nothing to speak of where another got one.
+        stacks = {layer.layer.holder for layer in layers if not layer.layer.in_order}
+        if silent := [
+            watch.layer.name
+            for watch in watches
+            if watch.layer.name not in ran and (watch.layer.in_order or watch.layer.holder not in stacks)
+        ]:
             self._warn(
                 f"layers that never ran have no readings: {', '.join(silent)}", f" (in step {self.run.step})"
             )
@@ -326,26 +340,28 @@ class Engine:
     def _report(self, failures: list[tuple[LayerWatch, Statistic]], due: list[_Seat]) -> None:
         """Say on rank 0 what has no reading, of which layer, at which step and on which rank."""
         every = self.run.ranks.explain([watch.reason(statistic) for watch, statistic in failures])
+        missing: dict[tuple[str, str, str], list[str]] = {}
         for i, (watch, statistic) in enumerate(failures):
             rank, (fault, said) = next((r, words[i]) for r, words in enumerate(every) if words[i][1])
             what = type(statistic).__name__
-            place = f"layer {watch.layer.name}"
             users = [seat.monitor for seat in due if statistic in seat.monitor.needs]
             if fault and any(monitor.strict for monitor in users):
+                place = f"layer {watch.layer.name}"
                 raise watch.errors.get(statistic) or RuntimeError(f"{said} (on rank {rank}, {place})")
             names = ", ".join(dict.fromkeys(type(monitor).__name__ for monitor in users))
             if fault:
                 on = f" on rank {rank}" if self.run.ranks.size > 1 else ""
                 self._warn(
-                    f"observing {place} failed ({what}, for {names})",
+                    f"observing layer {watch.layer.name} failed ({what}, for {names})",
                     f" at step {self.run.step}{on}: {said}. The fit goes on without what needs it; pass "
                     "strict=True to raise instead.",
                 )
             else:
-                self._warn(
-                    f"{place} has no readings of {what}",
-                    f" ({names}): {said}.",
-                )
+                missing.setdefault((what, names, said), []).append(watch.layer.name)
+        for (what, names, said), layers in missing.items():
+            layers = list(dict.fromkeys(layers))
+            have = f"layer {layers[0]} has" if len(layers) == 1 else f"layers {', '.join(layers)} have"
+            self._warn(f"{have} no readings of {what}", f" ({names}): {said}.")
 
     # -- reading ------------------------------------------------------------------------------
 
