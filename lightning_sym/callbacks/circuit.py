@@ -15,12 +15,12 @@ from lightning_sym._names import clean_name
 from lightning_sym.callbacks.base import Monitor
 from lightning_sym.engine.ranks import Ranks
 from lightning_sym.engine.run import Run
-from lightning_sym.sandbox import Apart, training_loss
 from lightning_sym.engine.schedule import EpochEnds, Schedule
 from lightning_sym.functional.cosine import cosine, relative_distance
 from lightning_sym.functional.rank import effective_rank
 from lightning_sym.observe import Observation, Reading
 from lightning_sym.observe.layers import choose_names
+from lightning_sym.sandbox import Apart, training_loss
 
 #: By layer its trained parameters, by name.
 Layers = dict[str, dict[str, Tensor]]

@@ -16,11 +16,11 @@ from typing_extensions import override
 
 from lightning_sym.callbacks.base import Monitor, at_least
 from lightning_sym.engine.run import Run
-from lightning_sym.sandbox import Apart
 from lightning_sym.engine.schedule import EpochEnds, Schedule
 from lightning_sym.functional import composition
 from lightning_sym.observe import Observation, Reading
 from lightning_sym.observe.layers import choose_names, clean_name
+from lightning_sym.sandbox import Apart
 
 _FROM_DATA = ("encode", "render", "id_centers", "ood_centers", "background", "amplitude")
 

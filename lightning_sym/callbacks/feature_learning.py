@@ -20,12 +20,12 @@ from lightning_sym.callbacks.base import Monitor, at_least
 from lightning_sym.engine.batch import Arguments, Locator, cut, first_samples, locate, rows_of
 from lightning_sym.engine.probe import gathered
 from lightning_sym.engine.run import Run
-from lightning_sym.sandbox import Apart
 from lightning_sym.engine.schedule import EpochEnds, LogSpaced, Schedule
 from lightning_sym.functional.feature_learning import mechanism
 from lightning_sym.functional.tangent import CountSketch, kernel_move, layer_alignment, tangent_kernel
 from lightning_sym.observe import Observation, Reading
 from lightning_sym.observe.layers import Layer, choose_layers
+from lightning_sym.sandbox import Apart
 
 VERDICTS = ("kernel", "mixed", "rich")
 MECHANISMS = ("none", "alignment", "disalignment", "rescaling")

@@ -17,9 +17,9 @@ from typing_extensions import override
 from lightning_sym.callbacks.base import Monitor, at_least
 from lightning_sym.engine.batch import Arguments, Locator, cut, find_targets, locate, rows_of
 from lightning_sym.engine.run import Run
-from lightning_sym.sandbox import Apart
 from lightning_sym.engine.schedule import EpochEnds
 from lightning_sym.observe import Observation, Reading
+from lightning_sym.sandbox import Apart
 
 
 class RepresentationProbe(Monitor):

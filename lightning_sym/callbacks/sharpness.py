@@ -17,7 +17,6 @@ from lightning_sym._names import clean_name
 from lightning_sym.callbacks.base import Monitor, at_least
 from lightning_sym.engine.batch import cut, rows_of, sample_count
 from lightning_sym.engine.run import Run
-from lightning_sym.sandbox import Apart, training_loss
 from lightning_sym.engine.schedule import EpochEnds, Schedule
 from lightning_sym.functional.curvature import (
     Product,
@@ -27,6 +26,7 @@ from lightning_sym.functional.curvature import (
     stability_line,
 )
 from lightning_sym.observe import Observation, Reading
+from lightning_sym.sandbox import Apart, training_loss
 
 _STORABLE = (Tensor, str, int, float, bool, type(None))  # what a checkpoint is loaded with safely
 

@@ -41,6 +41,7 @@ class _Seat:
     quantity: str  # the first part of its keys, where readings of all monitors meet
     layers: list[Layer] = field(default_factory=list)
     due: int = 1  # the next due step
+    read_at: int = -1  # the step of its last reading
     started: bool = False
     failure: Exception | None = None  # while its optimizer stepped, to be told with its reading
 
@@ -350,12 +351,36 @@ class Engine:
 
     def epoch_end(self) -> None:
         """Let monitors read that are due at an epoch's end."""
+        also = [seat for seat in self._seats if seat.monitor.reads_epochs]
+        self._read(also, [], self._epoch_step, method="read_epoch")
+        self._read_rested(self._of_epochs())
+
+    def validated(self, *, ends_epoch: bool, watched: set[str]) -> None:
+        """After validation, before callbacks save or stop by what was read: let it be of these weights.
+
+        Args:
+            ends_epoch: whether the epoch ends here; what is due then is read now, not after them.
+            watched: keys by which callbacks decide; they are read anew in the middle of an epoch, too.
+        """
+        due = self._of_epochs()
+        if not ends_epoch:
+            due = [seat for seat in due if any(key.startswith(f"{seat.quantity}/") for key in watched)]
+        self._read_rested(due)
+
+    @property
+    def _epoch_step(self) -> int:
+        """The step of the last batch, as Lightning logs epochs."""
+        return self.run.logger_step - 1
+
+    def _of_epochs(self) -> list[_Seat]:
+        """Return who is due at this epoch's end and has not read these weights yet."""
         ends = [seat for seat in self._seats if isinstance(seat.monitor.schedule, EpochEnds)]
         due = [seat for seat in ends if seat.monitor.schedule.due(self.run.epoch)]
-        step = self.run.logger_step - 1  # that of the epoch's last batch, as Lightning logs epochs
-        also = [seat for seat in self._seats if seat.monitor.reads_epochs]
-        self._read(also, [], step, method="read_epoch")
-        self._read(due, self._parameters_of(due), step)
+        return [seat for seat in due if seat.read_at != self.run.step]
+
+    def _read_rested(self, due: list[_Seat]) -> None:
+        if due:
+            self._read(due, self._parameters_of(due), self._epoch_step)
 
     def _parameters_of(self, due: list[_Seat]) -> list[LayerObservation]:
         """Return what parameters alone show: no step is observed at an epoch's end."""
@@ -391,7 +416,7 @@ class Engine:
             )
             self.seconds["spectra"] += time.perf_counter() - began
             if method == "read":
-                monitor.last = self.run.step
+                monitor.last = seat.read_at = self.run.step
                 self._schedule(seat, self.run.step)
             if found is not None:
                 began = time.perf_counter()

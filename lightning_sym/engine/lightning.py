@@ -140,6 +140,13 @@ class Driver(Callback):
         self._drive(trainer, lambda engine: engine.batch_end())
 
     @override
+    def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
+        if not trainer.sanity_checking:
+            watched = {str(getattr(each, "monitor", "")) for each in trainer.callbacks}
+            ends = bool(trainer.fit_loop.epoch_loop.batch_progress.is_last_batch)
+            self._drive(trainer, lambda engine: engine.validated(ends_epoch=ends, watched=watched))
+
+    @override
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         self._drive(trainer, lambda engine: engine.epoch_end())
 
@@ -163,7 +170,10 @@ class Driver(Callback):
         if self.engine is not None:
             engine, self.engine = self.engine, None
             engine.close()
-            for each in (self, *engine.monitors):  # Lightning's, bound to the module: a kept one keeps it alive
+            for each in (
+                self,
+                *engine.monitors,
+            ):  # Lightning's, bound to the module
                 each.__dict__.pop("log", None)
                 each.__dict__.pop("log_dict", None)
             self.seconds, self.probes, self.held_bytes = engine.seconds, engine.probes, engine.held_bytes
