@@ -338,14 +338,10 @@ class LayerWatch:
 
     # -- what it came to ----------------------------------------------------------------------
 
-    def status(self) -> Tensor:
-        """Return for each statistic 1 where this rank has no result for it, else 0."""
-        weightless = bool(self._no_weight)
-        bad = [
-            float(s in self.errors or (weightless and s.uses_weight and s in self.tallies))
-            for s in self.statistics
-        ]
-        return torch.tensor([*bad, float(not self.fed_by_data)], dtype=self.calls.dtype, device=self.device)
+    def lacks(self, statistic: Statistic) -> bool:
+        """Return whether this rank has no result for a statistic."""
+        weightless = bool(self._no_weight) and statistic.uses_weight
+        return statistic in self.errors or (weightless and statistic in self.tallies)
 
     def reason(self, statistic: Statistic) -> tuple[bool, str]:
         """Return whether it is a fault of ours, and what stands in the way on this rank ("" if nothing)."""
@@ -356,17 +352,25 @@ class LayerWatch:
             return True, f"{type(error).__name__}: {error}"
         return False, self._no_weight if statistic.uses_weight else ""
 
-    def tensors(self) -> list[Tensor]:
-        """Return every tensor to be summed over ranks, in a fixed order."""
-        sums = [t for statistic in self.statistics for t in self._sums(statistic)]
-        return [self.calls, *sums]
+    def sums(self, statistic: Statistic) -> list[Tensor]:
+        """Return what is summed over ranks of a statistic; nothing where it failed."""
+        return self._asked(statistic, "tensors")
 
-    def _sums(self, statistic: Statistic) -> list[Tensor]:
+    def more_sums(self, statistic: Statistic) -> list[Tensor]:
+        """Return what is summed over ranks once the first sums are global; nothing where it failed."""
+        return self._asked(statistic, "second_pass")
+
+    def _asked(self, statistic: Statistic, method: str) -> list[Tensor]:
         tally = self.tallies.get(statistic)
         if tally is None:
             return []
         with self._keeping(statistic):
-            return tally.tensors()
+            found: list[Tensor] = getattr(tally, method)()
+            if not isinstance(found, list) or not all(isinstance(x, Tensor) for x in found):
+                raise TypeError(
+                    f"{type(tally).__name__}.{method} must return a list of tensors, got {found!r}"
+                )
+            return found
         return []
 
 
