@@ -2,64 +2,31 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import socket
 import warnings
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback
+import torch.multiprocessing
+from lightning.pytorch.strategies import DDPStrategy
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from lightning_sym.callbacks import Monitor
 from tests.promises.every import fit
 
 #: Seconds after which a rank that hangs is ended.
-PATIENCE = 60
-
-
-class Keep(Callback):
-    """Writes what a rank's monitors read, what it has said and which keys it has."""
-
-    def __init__(self, folder: Path, monitors: list[Monitor]) -> None:
-        self.folder, self.monitors = folder, monitors
-
-    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        """Begin to listen; an alarm ends a rank that hangs."""
-        if trainer.world_size > 1:
-            signal.alarm(PATIENCE)
-        self.listening = warnings.catch_warnings(record=True)
-        self.caught = self.listening.__enter__()
-        warnings.simplefilter("always")
-
-    def write(self, trainer: Any, pl_module: Any, error: Any = None) -> None:
-        """Write."""
-        signal.alarm(0)
-        if self.listening is None:
-            return
-        self.listening.__exit__(None, None, None)
-        self.listening = None
-        found = {
-            "rows": [monitor.history for monitor in self.monitors],
-            "said": [str(warning.message) for warning in self.caught],
-            "metrics": sorted(trainer.callback_metrics),
-            "steps": trainer.global_step,
-            "error": "" if error is None else f"{type(error).__name__}: {error}",
-        }
-        torch.save(found, self.folder / f"{trainer.world_size}-{trainer.global_rank}.pt")
-
-    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
-        """Write what the fit ended with."""
-        self.write(trainer, pl_module, exception)
-
-    on_fit_end = write
+PATIENCE = 90
 
 
 def on_ranks(
     ranks: int, folder: Path, make: Callable[[], Any], monitors: list[Monitor], *others: Any, **settings: Any
 ) -> list[Any]:
-    """Fit on so many ranks; return what each of them wrote, and end with its error where there was one.
+    """Fit on so many ranks; return what each of them read and said, and what it ended with.
 
     Args:
         ranks: their number; one is this process.
@@ -67,23 +34,59 @@ def on_ranks(
         make: makes the module.
         monitors: what reads.
         *others: more callbacks.
-        **settings: of the trainer, and of :func:`~tests.promises.every.fit`.
+        **settings: of the trainer, and of :func:`~tests.promises.every.fit`; ``strategy``, a function that
+            makes one.
     """
+    if ranks == 1:
+        return [_fit(make, monitors, others, {**settings, "strategy": "auto"})]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    rank_of = partial(_rank, ranks, port, folder, make, monitors, others, settings)
+    torch.multiprocessing.start_processes(rank_of, nprocs=ranks, start_method="fork")
+    return [torch.load(folder / f"{ranks}-{rank}.pt", weights_only=True) for rank in range(ranks)]
+
+
+def _rank(
+    ranks: int,
+    port: int,
+    folder: Path,
+    make: Callable[[], Any],
+    monitors: list[Monitor],
+    others: tuple[Any, ...],
+    settings: dict[str, Any],
+    rank: int,
+) -> None:
+    signal.alarm(PATIENCE)
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), NODE_RANK="0")
+    os.environ.update(LOCAL_RANK=str(rank), WORLD_SIZE=str(ranks))
+    strategy = settings.get("strategy", lambda: DDPStrategy(process_group_backend="gloo"))
+    options = {**settings, "strategy": strategy(), "devices": ranks, "use_distributed_sampler": False}
+    torch.save(_fit(make, monitors, others, options), folder / f"{ranks}-{rank}.pt")
+    if torch.distributed.is_initialized():
+        signal.alarm(5)  # the others may have ended with an error
+        torch.distributed.destroy_process_group()
+    signal.alarm(0)
+
+
+def _fit(make: Callable[[], Any], monitors: list[Monitor], others: Any, settings: Any) -> dict[str, Any]:
     torch.manual_seed(0)
-    module = make()
-    strategy = settings.pop("strategy", "ddp_fork" if ranks > 1 else "auto")
-    fails = settings.pop("fails", False)
-    options = {"devices": ranks, "strategy": strategy, "use_distributed_sampler": False, **settings}
-    callbacks = [*others, *monitors, Keep(folder, monitors)]
-    try:
-        fit(module, *callbacks, **options)
-    except BaseException:
-        if not fails:
-            raise
-    else:
-        assert not fails, "expected the fit to end with an error"
-    paths = [folder / f"{ranks}-{rank}.pt" for rank in range(ranks)]
-    return [torch.load(path, weights_only=True) for path in paths if path.exists()]
+    error, module = "", make()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            fit(module, *others, *monitors, **settings)
+        except Exception as failure:
+            error = f"{type(failure).__name__}: {failure}"
+    trainer = module._trainer
+    return {
+        "rows": [monitor.history for monitor in monitors],
+        "said": [str(warning.message) for warning in caught],
+        "metrics": {key: float(value) for key, value in trainer.callback_metrics.items()},
+        "steps": trainer.global_step,
+        "error": error,
+        "notes": [getattr(other, "notes", None) for other in others],
+    }
 
 
 class Shares(Dataset[Any]):
