@@ -105,6 +105,7 @@ def every_monitor(kind: str, **shared: Any) -> list[Monitor]:
         callbacks.BalanceMonitor(every_n_steps=2, details=True, **shared),
         callbacks.HierarchyMonitor(every_n_steps=LogSpaced(4), max_units=6, picture=False, **shared),
         callbacks.SharpnessMonitor(every_n_steps=2, vectors=1, lanczos_steps=2, **loss),
+        callbacks.SharpnessMonitor(every_n_steps=3, vectors=1, lanczos_steps=0, name="step", **shared),
         callbacks.FeatureLearningMonitor(every_n_steps=1, samples=4, by_rate=True, **shared),
         callbacks.CircuitMonitor(every_n_steps=1, pictures=False, **shared),
         callbacks.CircuitMonitor(every_n_steps=2, loss=cross_entropy, pictures=False, name="named", **shared),
