@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor, nn
 
-from lightning_sym.observe.products import Capture
+from lightning_sym.observe.products import Capture, Product
 from lightning_sym.observe.samples import Geometry, Patches, Samples
 from lightning_sym.observe.weights import is_parametrized, local, next_weight, sources
 
@@ -45,6 +45,7 @@ class Layer:
         transposed: whether the weight is kept as ``[A, O]``.
         weight_name, bias_name: the attributes that hold the weight and the bias.
         geometry: how a convolution places its kernel; None for all else.
+        parent: a module that may use the layer's weight without calling the layer.
     """
 
     name: str
@@ -57,7 +58,8 @@ class Layer:
     transposed: bool = False
     weight_name: str = "weight"
     bias_name: str = "bias"
-    geometry: Geometry | None = field(default=None, repr=False)
+    geometry: Geometry | None = None
+    parent: nn.Module | None = None
 
     #: Whether the layer is a linear map; a normalisation's gain is not.
     linear: ClassVar[bool] = True
@@ -197,7 +199,21 @@ class Layer:
             handles.append(capture.attach())
         seen = partial(self.seen, watch, capture)
         handles.append(module.register_forward_hook(seen, with_kwargs=True))
+        if self.parent is not None:
+            within = watch.step.shared(("products", self.parent), partial(Capture, self.parent))
+            running: list[int] = []
+            handles.append(module.register_forward_pre_hook(lambda *_: running.append(1)))
+            handles.append(module.register_forward_hook(lambda *_: running.clear(), always_call=True))
+            handles.append(within.attach())
+            within.takers.append(partial(self._taken, watch, running))
         return handles
+
+    def _taken(self, watch: LayerWatch, running: list[int], product: Product) -> None:
+        """Show a product of the layer's weight that was not made by the layer."""
+        if not running and product.weight is self.module._parameters.get(self.weight_name):
+            watch.use(product)
+            part = None if self.span is None else partial(_last, *self.span)
+            watch.see(product.x, product.result, part=part)
 
     def input_of(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Return the input out of what a call was given."""
@@ -219,7 +235,7 @@ class Layer:
         except Exception as error:  # an adapter's own functions may raise
             watch.fail(error)
             return
-        if self.span is None and self._width(y) != self.out_features:
+        if self.linear and self.span is None and self._width(y) != self.out_features:
             watch.unreadable("its outputs are not those of its type")
             return
         product = None if capture is None else capture.made(y)

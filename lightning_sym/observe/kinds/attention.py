@@ -127,9 +127,12 @@ def split(layer: Layer, parent: nn.Module | None) -> Iterator[Layer]:
     A layer is split if it is called as such layers are (``qkv``, ``c_attn``, ...) and puts out three times
     what it takes in. Where heads come first (``head_first``), or queries are more than keys, it is one map.
     """
-    name = layer.name.rpartition(".")[2]
     width = layer.in_features
-    if name not in FUSED or layer.out_features != 3 * width or getattr(parent, "head_first", False):
+    if layer.name.rpartition(".")[2] not in FUSED:
+        yield layer
+        return
+    layer = replace(layer, parent=parent)  # some call F.linear with its weight and biases of their own
+    if layer.out_features != 3 * width or getattr(parent, "head_first", False):
         yield layer
         return
     for i, part in enumerate(ATTENTION_PARTS[:3]):
