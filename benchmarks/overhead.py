@@ -26,7 +26,8 @@ from lightning_sym.callbacks import (
     PlasticityMonitor,
     monitors,
 )
-from lightning_sym.observe.observer import Observer
+from lightning_sym.engine.engine import SECTIONS
+from lightning_sym.engine.lightning import driver_of
 
 #: Steps between probes in the benchmark, and by default.
 EVERY = 5
@@ -40,10 +41,10 @@ def watch(arm: str, every: int) -> list[Monitor]:
     kinds = {"collapse": CollapseMonitor, "alignment": AlignmentMonitor, "plasticity": PlasticityMonitor}
     if arm in kinds:
         return [kinds[arm](every_n_steps=every)]
-    chosen = monitors(arm, every_n_steps=every)  # type: ignore[arg-type]
+    chosen = list(monitors(arm, every_n_steps=every))  # type: ignore[arg-type]
     for monitor in chosen:
         if isinstance(monitor, PlasticityMonitor):
-            monitor.trainability_steps = 0  # a cost of the epoch's end, not of a probe
+            monitor.reads_epochs = False  # a cost of the epoch's end, not of a probe
     return chosen
 
 
@@ -137,12 +138,12 @@ def once(arm: str, build: Callable[[int], tuple[nn.Module, TensorDataset]], opti
     seconds = last.seconds[1:]  # the first step warms up
     probed = [s for i, s in enumerate(seconds, start=2) if i % EVERY == 0]
     plain = [s for i, s in enumerate(seconds, start=2) if i % EVERY]
-    observer = Observer.of(trainer)
+    driver = driver_of(trainer) if arm != "none" else None
     return {
         "unprobed": statistics.median(plain),
         "probed": statistics.median(probed),
-        "sections": {k: v / max(observer.probes, 1) for k, v in observer.seconds.items()},
-        "held_mb": observer.held_bytes / 1e6,
+        "sections": {k: 0.0 if driver is None else driver.seconds[k] / driver.probes for k in SECTIONS},
+        "held_mb": 0.0 if driver is None else driver.held_bytes / 1e6,
     }
 
 

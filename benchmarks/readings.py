@@ -144,7 +144,9 @@ def compare(before: Path, after: Path, *, tolerance: float) -> int:
 
 def main() -> None:
     """Record or compare."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("verb", choices=("record", "compare"))
     parser.add_argument("paths", nargs="+", type=Path)
     parser.add_argument("--tolerance", type=float, default=1e-6)

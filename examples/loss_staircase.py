@@ -34,8 +34,8 @@ from lightning.pytorch import Callback
 from torch.utils.data import DataLoader
 
 from lightning_sym.callbacks import HierarchyMonitor
-from lightning_sym.functional import loss_phases
 from lightning_sym.engine.schedule import LogSpaced
+from lightning_sym.functional import loss_phases
 from lightning_sym.papers.hierarchy import Data, Student, problem
 
 SCALES = (0.01, 0.1, 1.0, 10.0, 100.0)

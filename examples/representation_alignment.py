@@ -33,8 +33,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_sym.callbacks import HierarchyMonitor
-from lightning_sym.functional import gram_alignment
 from lightning_sym.engine.schedule import LogSpaced
+from lightning_sym.functional import gram_alignment
 from lightning_sym.observe import layer_features
 
 

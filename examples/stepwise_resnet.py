@@ -31,10 +31,10 @@ from _views import fixed_pair, two_views
 from matplotlib.figure import Figure
 
 from lightning_sym.callbacks import EigenmodeMonitor
+from lightning_sym.engine.schedule import LogSpaced
 from lightning_sym.functional.eigenmodes import step_likeness
 from lightning_sym.losses import BarlowTwinsLoss, SimCLRLoss, VICRegLoss
 from lightning_sym.modules import JointEmbedding
-from lightning_sym.engine.schedule import LogSpaced
 from lightning_sym.papers.stepwise_ssl import VarianceHingeLoss
 
 CHANNELS = (64, 128, 256, 512)  # of a ResNet's four stages

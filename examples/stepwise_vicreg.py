@@ -26,9 +26,9 @@ from matplotlib.figure import Figure
 from stepwise_linear import crop_pairs
 from torch import Tensor
 
+from lightning_sym.engine.schedule import LogSpaced
 from lightning_sym.functional.eigenmodes import cross_covariance_eigenvalues, mode_dates, step_likeness
 from lightning_sym.losses import cross_covariance_loss, vicreg_loss
-from lightning_sym.engine.schedule import LogSpaced
 from lightning_sym.papers.stepwise_ssl import variance_hinge_loss
 
 LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {

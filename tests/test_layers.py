@@ -29,25 +29,29 @@ SHARED = {"_names"}
 LIGHT = {
     "functional": set(),
     "losses": set(),
+    "sandbox": set(),
+    "observe": {"functional"},
     "symmetry": {"functional"},
     "optim": {"functional", "symmetry"},
     "plots": {"functional"},
 }
 ON_LIGHTNING = {
-    "observe": {"functional"},
-    "callbacks": {"functional", "observe", "optim", "symmetry"},
+    "engine": {"functional", "observe", "sandbox"},
+    "callbacks": {"engine", "functional", "observe", "optim", "sandbox", "symmetry"},
     "modules": {"functional", "losses"},
     "datamodules": {"functional"},
     # Papers stand on everything else; that nothing else names them is what keeps the arrow.
     "papers": {
         "callbacks",
         "datamodules",
+        "engine",
         "functional",
         "losses",
         "modules",
         "observe",
         "optim",
         "plots",
+        "sandbox",
         "symmetry",
     },
 }

@@ -111,6 +111,9 @@ class Monitor(Callback):
     def prepare(self, seen: Observation) -> None:
         """Look at the module before a due step."""
 
+    def prepare_batch(self, seen: Observation) -> None:
+        """Look at the module before each batch of a due step: several where gradients are accumulated."""
+
     def optimizer_stepped(self, run: Run, optimizer: Any) -> None:
         """Look at parameters and gradients right after an optimizer's due step; no collective in here."""
 

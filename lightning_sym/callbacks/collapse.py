@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import torch
 from torch import Tensor
 from typing_extensions import override
 
@@ -229,10 +230,14 @@ class CollapseMonitor(Monitor):
             weight = LayerWeight(weight.blocks[:, keep], bias, outgoing)
         if groups > 1 and rows == 1:
             return 1.0  # depthwise: no two units share an input
+        biases = [None] * groups if weight.bias is None else weight.bias.chunk(groups)
+        if weight.row_grams is not None:  # it is at hand, and mostly says that no two units are near
+            grams = zip(weight.row_grams, biases, strict=True)
+            if not any(_near(gram, bias, tolerance=self.tolerance) for gram, bias in grams):
+                return 1.0
         if groups == 1:
             units = distinct_units(weight.blocks[0], weight.bias, weight.outgoing, tolerance=self.tolerance)
             return float(units)
-        biases = [None] * groups if weight.bias is None else weight.bias.chunk(groups)
         shares = [
             float(distinct_units(block, bias, tolerance=self.tolerance))
             for block, bias in zip(weight.blocks, biases, strict=True)
@@ -256,3 +261,14 @@ class CollapseMonitor(Monitor):
             value = getattr(found, name)
             if value is not None and value.isfinite():
                 yield Reading("", name, value)
+
+
+def _near(gram_UU: Tensor, bias_U: Tensor | None, *, tolerance: float) -> bool:
+    """Return whether two units may agree, or be zero, by the products of their weights, rounding allowed."""
+    if bias_U is not None:
+        gram_UU = gram_UU + torch.outer(bias_U, bias_U).to(gram_UU)
+    size_U = gram_UU.diagonal().clamp_min(0.0).sqrt()
+    if not bool(size_U.min() > 1e-2 * size_U.max()):  # also where one is not finite
+        return True
+    cosine_UU = (gram_UU / torch.outer(size_U, size_U)).fill_diagonal_(-1.0)
+    return not bool(cosine_UU.max() < 1 - tolerance - 1e-3)

@@ -7,22 +7,25 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, ClassVar
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+from torch.utils._pytree import tree_map
 from typing_extensions import override
 
-from lightning_sym.callbacks._quiet import gather_rows, method
-from lightning_sym.callbacks.base import Probe, undisturbed
-from lightning_sym.callbacks.trainability import Locator, locate
+from lightning_sym.callbacks.base import Monitor, at_least
+from lightning_sym.engine.batch import Arguments, Locator, cut, first_samples, locate, rows_of
+from lightning_sym.engine.probe import gathered
+from lightning_sym.engine.run import Run
+from lightning_sym.engine.schedule import EpochEnds, LogSpaced, Schedule
 from lightning_sym.functional.feature_learning import mechanism
 from lightning_sym.functional.tangent import CountSketch, kernel_move, layer_alignment, tangent_kernel
+from lightning_sym.observe import Observation, Reading
 from lightning_sym.observe.layers import Layer, choose_layers
-from lightning_sym.observe.reading import Reading
-from lightning_sym.observe.schedule import LogSpaced, Schedule
+from lightning_sym.sandbox import Apart
 
 VERDICTS = ("kernel", "mixed", "rich")
 MECHANISMS = ("none", "alignment", "disalignment", "rescaling")
@@ -30,12 +33,12 @@ LOG_SPACED = LogSpaced(6)
 _POSITIONS = 8  # of a convolution or sequence, at which its alignment is read
 
 
-class FeatureLearningMonitor(Probe):
+class FeatureLearningMonitor(Monitor):
     r"""How far the tangent kernel, the weights and their alignment have moved since the start.
 
     The start is where the fit began (before its first step; a resumed fit goes on with the first
     one's). See Xu and Ziyin (2024, arXiv 2401.07085) for the regimes and mechanisms, and
-    :class:`~lightning_sym.theory.SolvableModel` for the model on which they are exact.
+    :class:`~lightning_sym.papers.feature_learning.SolvableModel` for the model on which they are exact.
 
     Logs:
         ``feature_learning/kernel_change``: :math:`\lVert K_t - K_0\rVert_F / \lVert K_0\rVert_F` of the
@@ -47,25 +50,36 @@ class FeatureLearningMonitor(Probe):
         ``feature_learning/<layer>/alignment``: zeta, :func:`~lightning_sym.functional.layer_alignment` of
             the layer's weight with its input on the probe set, in [0, 1].
         ``feature_learning/alignment``: its mean over the layers that aren't fed by data.
-        ``feature_learning/alignment_change``: the same, less what it was at the start.
+        ``feature_learning/alignment_change``: the same, less what it was at the start, over the layers
+            that have one at both.
         ``feature_learning/norms``: product of the layers' Frobenius norms over that at the start, to the
             power of two over their number (as for two layers).
         ``feature_learning/verdict``: 0, kernel: ``kernel_change`` is below ``kernel_below``; 2, rich: above
             ``rich_above`` (the kernel has moved by more than itself); 1, mixed, between.
         ``feature_learning/mechanism``: 1, alignment: ``alignment`` has risen by more than ``tolerance``; 2,
             disalignment: fallen by more; 3, rescaling: it stayed, and ``norms`` differs from 1 by
-            more than ``tolerance``; 0, none. (:func:`~lightning_sym.theory.mechanism`)
+            more than ``tolerance``; 0, none. (:func:`~lightning_sym.functional.feature_learning.mechanism`)
         ``feature_learning/summary``: both in words, when one of them changes.
 
-    A reading costs a forward pass and up to ``most_outputs`` backward passes for every probe sample, one
-    sample at a time. Parameters must be whole on every rank (one device, or DDP).
+    What is undefined is not logged: the alignment of a layer of which weight or inputs are zero (a low-rank
+    adapter at its start), changes and growth from zero, anything that is not finite. Layers whose weight is
+    no matrix of real numbers (quantised ones) are left out.
+
+    All is read on a copy of the module in evaluation mode and full precision, which leaves the module as it
+    is (:class:`~lightning_sym.sandbox.sandbox.Sandbox`). A reading costs a forward pass and up to
+    ``most_outputs`` backward passes for every probe sample, one sample at a time. Parameters must be whole on
+    every rank (one device, or DDP).
 
     Args:
-        every_n_steps: an interval in optimizer steps, or a schedule; ``None``: 6 a decade, log-spaced.
-        data: probe samples ``[N, ...]``; ``None``: the first samples of the first batch.
+        every_n_steps: an interval in optimizer steps, or a schedule; ``None``: 6 a decade, log-spaced; or
+            :class:`~lightning_sym.engine.schedule.EpochEnds`.
+        data: probe samples: a tensor ``[N, ...]``, or a tuple or dict of what ``forward`` takes, each with a
+            row for each sample; ``None``: the first samples of the first batch.
         samples: at most so many of them, over all ranks.
-        inputs: where the input is in a batch.
+        inputs: where the input is in a batch: an index, a key, or a function; ``None``: what ``forward``
+            names, or the first entry.
         forward: the function to differentiate: a method of the module, or a function of (module, inputs).
+            It returns a floating-point tensor, of each sample whatever the others are.
         layers: a glob, or a list of globs, on module names; ``None``: all, at most ``max_layers``.
         max_layers: how many layers to watch when ``layers`` is ``None``.
         most_outputs: more outputs than that are read in so many random directions.
@@ -74,28 +88,27 @@ class FeatureLearningMonitor(Probe):
         by_rate: weigh parameters by their learning rate at the start, relative to the largest.
         kernel_below, rich_above: see ``verdict``.
         tolerance: see ``mechanism``.
-        seed: of the sketches.
+        seed: of the sketches, and of what ``forward`` draws: the same at each reading.
+        name: first part of its keys instead of ``feature_learning``.
         strict: raise what goes wrong in here instead of warning once and going on.
 
-    Attributes:
-        verdict: "kernel", "mixed" or "rich", at the last reading; "" before.
-        mechanism: "alignment", "disalignment", "rescaling" or "none", likewise.
-
     Raises:
-        ValueError: if an argument is out of its range; at fit start, if a glob matches no layer.
+        ValueError: if an argument is out of its range; at fit start, if a glob matches no layer, parameters
+            are sharded, or it should read before there is a start to compare with.
         TypeError: at fit start, if the module has no such method.
     """
 
     quantity: ClassVar[str] = "feature_learning"
+    runs_module = True
 
     def __init__(
         self,
         *,
-        every_n_steps: int | Schedule | None = None,
-        data: Tensor | None = None,
+        every_n_steps: int | Schedule | EpochEnds | None = None,
+        data: Any = None,
         samples: int = 32,
-        inputs: Locator = 0,
-        forward: str | Callable[[LightningModule, Tensor], Tensor] = "forward",
+        inputs: Locator = None,
+        forward: str | Callable[..., Tensor] = "forward",
         layers: str | list[str] | None = None,
         max_layers: int = 12,
         most_outputs: int | None = 16,
@@ -105,202 +118,208 @@ class FeatureLearningMonitor(Probe):
         rich_above: float = 1.0,
         tolerance: float = 0.1,
         seed: int = 0,
+        name: str | None = None,
         strict: bool = False,
     ) -> None:
-        due = LOG_SPACED if every_n_steps is None else every_n_steps
-        super().__init__(every_n_steps=due, strict=strict)
-        counts = {
-            "samples": samples,
-            "max_layers": max_layers,
-            "most_outputs": most_outputs,
-            "sketch": sketch,
-        }
-        for name, value in counts.items():
-            if value is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
+        super().__init__(
+            every_n_steps=LOG_SPACED if every_n_steps is None else every_n_steps,
+            layers=layers,
+            max_layers=max_layers,
+            name=name,
+            strict=strict,
+        )
+        at_least("samples", samples, 1)
+        at_least("most_outputs", most_outputs, 1)
+        at_least("sketch", sketch, 1)
         if not 0 < kernel_below <= rich_above:
             raise ValueError(
                 f"kernel_below must be positive and at most rich_above, got {kernel_below} and {rich_above}"
             )
         if not 0 < tolerance < 1:
             raise ValueError(f"tolerance must be in (0, 1), got {tolerance}")
-        if data is not None and len(data) < 1:
+        if isinstance(data, Tensor) and len(data) < 1:
             raise ValueError("data must hold a sample, got none")
         self.data, self.samples, self.inputs, self.forward = data, samples, inputs, forward
-        self.layers, self.max_layers = layers, max_layers
         self.most_outputs, self.sketch, self.by_rate = most_outputs, sketch, by_rate
         self.kernel_below, self.rich_above, self.tolerance = kernel_below, rich_above, tolerance
         self.seed = seed
-        self.verdict, self.mechanism = "", ""
-        self._start: dict[str, Any] | None = None
-        self._watched: list[Layer] = []
-        self._function: Callable[[Tensor], Any] = torch.nn.Identity()
 
     @property
-    @override
-    def state_key(self) -> str:
-        return self._generate_state_key(
-            every_n_steps=repr(self.schedule), layers=self.layers, by_rate=self.by_rate, seed=self.seed
-        )
+    def verdict(self) -> str:
+        """``"kernel"``, ``"mixed"`` or ``"rich"``, at the last reading; ``""`` before."""
+        return str(self.state.get("verdict", ""))
+
+    @property
+    def mechanism(self) -> str:
+        """``"alignment"``, ``"disalignment"``, ``"rescaling"`` or ``"none"``, likewise."""
+        return str(self.state.get("mechanism", ""))
 
     @override
-    def state_dict(self) -> dict[str, Any]:
-        words = {"verdict": self.verdict, "mechanism": self.mechanism}
-        return {**super().state_dict(), **words, "start": self._start}
+    def settings(self) -> dict[str, Any]:
+        return {**super().settings(), "by_rate": self.by_rate, "seed": self.seed}
 
     @override
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        super().load_state_dict(state_dict)
-        self.verdict, self.mechanism = state_dict["verdict"], state_dict["mechanism"]
-        self._start = state_dict["start"]
+    def check(self, run: Run) -> None:
+        super().check(run)
+        run.function(self.forward)
+        choose_layers(run.module, self.layers, max_layers=self.max_layers)
+        if getattr(self.schedule, "at_start", False):
+            raise ValueError(
+                f"every_n_steps={self.schedule!r} reads before there is a start to compare with; "
+                "pass at_start=False"
+            )
 
     @override
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if stage == "fit":
-            self._function = method(pl_module, self.forward, argument="forward")
-            chosen, _ = choose_layers(pl_module, self.layers, max_layers=self.max_layers)
-            self._watched = [layer for layer in chosen if layer.part is None and layer.has_input]
+    def start(self, seen: Observation) -> None:
+        if "start" in seen.state:  # a resumed run goes on with the first one's
+            return
+        run = seen.run
+        if unset := [name for name, p in run.module.named_parameters() if is_lazy(p)]:
+            raise ValueError(
+                f"{unset[0]} has no values yet, so there is no start to compare with; run a batch through "
+                "the module before the fit"
+            )
+        probe = self._probe(run)
+        start = {"args": list(probe.args), "kwargs": dict(probe.kwargs), "rates": self._rates(run)}
+        seen.state["start"] = start | run.ranks.attempt(lambda: self._measured(run, start))
+
+    def _probe(self, run: Run) -> Arguments:
+        """Return what ``forward`` takes of the probe samples, the same on all ranks."""
+        function = run.function(self.forward)
+        if self.data is None:
+            return gathered(run, locate(run.batch, self.inputs, function), self.samples)
+        found = locate(self.data, lambda data: data, function)
+        if not rows_of((found.args, found.kwargs)):
+            raise TypeError("data must be made of tensors with a row for each sample")
+        found = first_samples(found, self.samples)
+        return Arguments(*tree_map(_kept, (found.args, found.kwargs)))
 
     @override
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.global_step < self._last or trainer.global_step == 0:  # a new run: it has its own start
-            self._start, self.verdict, self.mechanism = None, "", ""
-        super().on_train_start(trainer, pl_module)
-
-    @override
-    def on_train_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
-    ) -> None:
-        super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
-        if self._start is None:
-            self._start = {}
-            with self.guard(trainer, "the start"), undisturbed(pl_module):
-                x = locate(batch, self.inputs) if self.data is None else self.data
-                if not isinstance(x, Tensor):
-                    raise TypeError(
-                        f"inputs must find a tensor in a batch, got {type(x).__name__}; pass data"
-                    )
-                x = x.detach()[: self.samples]
-                x = gather_rows(x)[: self.samples] if self.data is None else x
-                start = {"x": x.cpu().clone(), "rates": self._rates(trainer, pl_module)}
-                self._start = start | self._state(trainer, pl_module, start)
-
-    @override
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        super().teardown(trainer, pl_module, stage)
-        self._watched, self._function = [], torch.nn.Identity()
-
-    @override
-    def measure(self, trainer: Trainer, pl_module: LightningModule, batch: Any) -> Iterable[Reading]:
-        if not self._start:
-            raise RuntimeError("there is no start to compare with: its reading failed")
-        start, now = self._start, self._state(trainer, pl_module, self._start)
+    def read(self, seen: Observation) -> Iterator[Reading]:
+        if "start" not in seen.state:  # taking it failed, and a warning has said so
+            return
+        start = seen.state["start"]
+        now = self._measured(seen.run, start)
         move = kernel_move(start["kernel"], now["kernel"])
         ratio = _ratio(start["norms"], now["norms"])
-        readings = [
-            Reading("feature_learning/kernel_change", move.change),
-            Reading("feature_learning/kernel_cosine", move.cosine),
-            Reading("feature_learning/kernel_growth", move.growth),
-            Reading("feature_learning/weight_change", _change(start["theta"], now["theta"])),
-            Reading("feature_learning/norms", ratio),
-            Reading("feature_learning/alignment", _inner(now["alignment"])),
-            Reading(
-                "feature_learning/alignment_change", _inner(now["alignment"]) - _inner(start["alignment"])
-            ),
-        ]
+        before, after = _both(start["alignment"], now["alignment"])
+        values = {
+            "kernel_change": float(move.change),
+            "kernel_cosine": float(move.cosine),
+            "kernel_growth": float(move.growth),
+            "weight_change": _change(start["theta"], now["theta"]),
+            "norms": ratio,
+            "alignment": _mean(_inner(now["alignment"]).values()),
+            "alignment_change": after - before,
+        }
         for name, weight in now["weights"].items():
-            readings.append(
-                Reading(f"feature_learning/{name}/weight_change", _change(start["weights"][name], weight))
-            )
-        for name, value in now["alignment"].items():
-            readings.append(Reading(f"feature_learning/{name}/alignment", value))
-        return [*readings, *self._judge(float(move.change), start["alignment"], now["alignment"], ratio)]
+            if name in start["weights"]:
+                values[f"{name}/weight_change"] = _change(start["weights"][name], weight)
+        values |= {f"{name}/alignment": value for name, value in now["alignment"].items()}
+        for key, value in values.items():
+            layer, _, what = key.rpartition("/")
+            if math.isfinite(value):
+                yield Reading(layer, what, value)
+        yield from self._judge(seen, values["kernel_change"], (before, after), ratio)
 
     def _judge(
-        self, change: float, before: dict[str, float], after: dict[str, float], ratio: float
+        self, seen: Observation, change: float, alignment: tuple[float, float], ratio: float
     ) -> Iterator[Reading]:
         """Put the verdict and the mechanism into numbers and words; nothing where numbers are not finite."""
-        said = (self.verdict, self.mechanism)
+        said = words = (self.verdict, self.mechanism)
+        zeta, zeta_after = alignment
         if math.isfinite(change):
-            self.verdict = VERDICTS[(change >= self.kernel_below) + (change > self.rich_above)]
-            yield Reading("feature_learning/verdict", float(VERDICTS.index(self.verdict)))
-        zeta, zeta_after = _inner(before), _inner(after)
-        if math.isfinite(zeta) and math.isfinite(zeta_after) and 0 < ratio < math.inf:
-            self.mechanism = mechanism(
-                zeta, alignment_after=zeta_after, norm_ratio=ratio, tolerance=self.tolerance
+            words = (VERDICTS[(change >= self.kernel_below) + (change > self.rich_above)], words[1])
+        judged = math.isfinite(zeta) and math.isfinite(zeta_after) and 0 < ratio < math.inf
+        if judged:
+            found = mechanism(zeta, alignment_after=zeta_after, norm_ratio=ratio, tolerance=self.tolerance)
+            words = (words[0], found)
+        # Buffers differ between ranks: numbers logged are the first rank's, and so are the words.
+        words = seen.run.ranks.broadcast(words)
+        seen.state["verdict"], seen.state["mechanism"] = words
+        if math.isfinite(change):
+            yield Reading("", "verdict", float(VERDICTS.index(words[0])))
+        if judged:
+            yield Reading("", "mechanism", float(MECHANISMS.index(words[1])))
+        if said != words:
+            known = (
+                [f"regime: {words[0]} (the kernel has moved by {change:.3g} of itself)"] if words[0] else []
             )
-            yield Reading("feature_learning/mechanism", float(MECHANISMS.index(self.mechanism)))
-        if said != (self.verdict, self.mechanism):
-            yield Reading(
-                "feature_learning/summary",
-                f"regime: {self.verdict} (the kernel has moved by {change:.3g} of itself); mechanism: "
-                f"{self.mechanism} (alignment {zeta:.3g} -> {zeta_after:.3g}, norms x {ratio:.3g})",
-            )
+            if words[1]:
+                known.append(
+                    f"mechanism: {words[1]} (alignment {zeta:.3g} -> {zeta_after:.3g}, norms x {ratio:.3g})"
+                )
+            yield Reading("", "summary", "; ".join(known))
 
-    def _rates(self, trainer: Trainer, module: LightningModule) -> list[float] | None:
+    def _rates(self, run: Run) -> list[float] | None:
         """Return the learning rate of each trained parameter, over the largest of them."""
         if not self.by_rate:
             return None
-        groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
+        groups = [group for optimizer in run.optimizers for group in optimizer.param_groups]
         rate = {id(p): float(group["lr"]) for group in groups for p in group["params"]}
-        rates = [rate.get(id(p), 0.0) for p in _trained(module)]
+        rates = [rate.get(id(p), 0.0) for p in _trained(run.module)]
         largest = max(rates, default=0.0)
         return [value / largest for value in rates] if largest > 0 else rates
 
-    def _state(self, trainer: Trainer, module: LightningModule, start: dict[str, Any]) -> dict[str, Any]:
+    def _measured(self, run: Run, start: Mapping[str, Any]) -> dict[str, Any]:
         """Return what is compared: kernel, sketched weights, norms and alignments."""
-        x = trainer.precision_plugin.convert_input(start["x"].to(module.device))
-        trained = _trained(module)
-        module.eval()
-        with (
-            torch.compiler.set_stance("force_eager"),
-            trainer.precision_plugin.forward_context(),
-            torch.autocast(module.device.type, enabled=False),
-        ):
+        with run.sandbox.open(grad=True, full_precision=True, seed=self.seed) as apart:
+            probe = apart.place((tuple(start["args"]), start["kwargs"]))
+            trained = _trained(apart.module)
+
+            def of_one(n_1: Tensor) -> Tensor:
+                args, kwargs = cut(probe, slice(int(n_1), int(n_1) + 1))
+                return apart(self.forward, *args, **kwargs)  # type: ignore[no-any-return]
+
             kernel = tangent_kernel(
-                self._function,
+                of_one,
                 trained,
-                x,
+                torch.arange(rows_of(probe)),
                 rates=start["rates"],
                 most_outputs=self.most_outputs,
                 sketch=self.sketch,
                 seed=self.seed,
             )
-            alignment = self._alignments(x)
-        weights = {layer.name: layer.blocks().double() for layer in self._watched}
-        with torch.no_grad():
-            flat = torch.cat([p.detach().double().flatten() for p in trained])
-        return {
-            "kernel": kernel.cpu(),
-            "theta": self._sketched(flat),
-            "weights": {name: self._sketched(weight.flatten()) for name, weight in weights.items()},
-            "norms": [float(weight.norm()) for weight in weights.values()],
-            "alignment": alignment,
-        }
+            layers, _ = choose_layers(apart.module, self.layers, max_layers=self.max_layers)
+            blocks = _weights([layer for layer in layers if layer.part is None and layer.has_input])
+            alignment = self._alignments(apart, probe, blocks)
+            weights = {layer.name: weight.double() for layer, weight in blocks.items()}
+            with torch.no_grad():
+                flat = torch.cat([p.detach().double().flatten() for p in trained])
+            return {
+                "kernel": kernel.cpu(),
+                "theta": self._sketched(flat),
+                "weights": {name: self._sketched(weight.flatten()) for name, weight in weights.items()},
+                "norms": {name: float(weight.norm()) for name, weight in weights.items()},
+                "alignment": alignment,
+            }
 
     def _sketched(self, vector: Tensor) -> Tensor:
         sketch = CountSketch(len(vector), size=self.sketch, seed=self.seed, device=vector.device)
         return sketch(vector[None])[0].cpu()
 
-    def _alignments(self, x: Tensor) -> dict[str, float]:
-        """Return the alignment of each watched layer, in the order in which they are called."""
+    def _alignments(
+        self, apart: Apart, probe: tuple[tuple[Any, ...], dict[str, Any]], weights: dict[Layer, Tensor]
+    ) -> dict[str, float]:
+        """Return the alignment of each layer of the copy, in the order in which they are called."""
         found: dict[str, float] = {}
 
-        def hook(layer: Layer) -> Callable[..., None]:
-            def read(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-                h_ND = layer.input_rows(args[0].detach(), _POSITIONS)
-                blocks = layer.blocks()
+        def hook(layer: Layer, blocks: Tensor) -> Callable[..., None]:
+            def see(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+                x = args[0] if args else next(iter(kwargs.values()))
+                h_ND = layer.input_rows(x.detach(), _POSITIONS)
+                if h_ND.shape[1] != len(blocks) * blocks.shape[2]:
+                    return  # its weight is used in another way
                 parts = zip(h_ND.chunk(len(blocks), dim=1), blocks, strict=True)
-                values = [float(layer_alignment(h, weight)) for h, weight in parts]
-                found[layer.name] = sum(values) / len(values)
+                found[layer.name] = _mean([float(layer_alignment(h, weight)) for h, weight in parts])
 
-            return read
+            return see
 
         with contextlib.ExitStack() as stack, torch.no_grad():
-            for layer in self._watched:
-                handle = layer.module.register_forward_hook(hook(layer))
+            for layer, blocks in weights.items():
+                handle = layer.module.register_forward_hook(hook(layer, blocks), with_kwargs=True)
                 stack.callback(handle.remove)
-            self._function(x)
+            apart(self.forward, *probe[0], **probe[1])
         return found
 
 
@@ -308,18 +327,43 @@ def _trained(module: nn.Module) -> list[Tensor]:
     return [p for p in module.parameters() if p.requires_grad]
 
 
-def _inner(alignments: dict[str, float]) -> float:
-    """Return the mean alignment of all layers but the first that was called, unless it is the only one."""
-    values = list(alignments.values())
-    values = values[1:] or values
+def _kept(leaf: Any) -> Any:
+    return leaf.detach().cpu().clone() if isinstance(leaf, Tensor) else leaf
+
+
+def _weights(layers: Iterable[Layer]) -> dict[Layer, Tensor]:
+    """Return the weights ``[G, O / G, A / G]`` that can be read."""
+    found = {}
+    for layer in layers:
+        with contextlib.suppress(ValueError):  # no matrix of real numbers
+            found[layer] = layer.blocks()
+    return found
+
+
+def _inner(alignments: Mapping[str, float]) -> dict[str, float]:
+    """Return the known alignments of all layers but the first that was called, unless it is the only one."""
+    names = list(alignments)
+    return {name: alignments[name] for name in names[1:] or names if math.isfinite(alignments[name])}
+
+
+def _both(before: Mapping[str, float], after: Mapping[str, float]) -> tuple[float, float]:
+    """Return the mean alignments of the inner layers that have one both times."""
+    first, second = _inner(before), _inner(after)
+    shared = [name for name in second if name in first]
+    return _mean([first[name] for name in shared]), _mean([second[name] for name in shared])
+
+
+def _mean(values: Iterable[float]) -> float:
+    values = list(values)
     return sum(values) / len(values) if values else math.nan
 
 
-def _ratio(before: list[float], after: list[float]) -> float:
+def _ratio(before: Mapping[str, float], after: Mapping[str, float]) -> float:
     """Return the product of norms, later over before, to the power of two over their number."""
-    if not before or not min(before) > 0 or not min(after) > 0:
+    pairs = [(before[name], norm) for name, norm in after.items() if name in before]
+    if not pairs or not min(min(pair) for pair in pairs) > 0:
         return math.nan
-    logs = [math.log(b / a) for a, b in zip(before, after, strict=True)]
+    logs = [math.log(b / a) for a, b in pairs]
     return math.exp(2 * sum(logs) / len(logs)) if len(logs) > 1 else math.exp(logs[0])
 
 

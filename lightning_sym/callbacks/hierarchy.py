@@ -335,9 +335,10 @@ class HierarchyMonitor(Monitor):
             for layer in seen.layers
             if layer.get(_OUTPUTS) is not None and layer[_OUTPUTS].n > 1
         }
-        names = list(ranks)
         for name, rank in ranks.items():
             yield Reading(name, "rank", rank)
+        ranks = {name: rank for name, rank in ranks.items() if math.isfinite(rank)}
+        names = list(ranks)
         for name, role in zip(names[1:], depth_roles(list(ranks.values())), strict=True):
             yield Reading(name, "role", ROLES[role])
 
@@ -377,7 +378,9 @@ class HierarchyMonitor(Monitor):
 
         rows = [row for row in self.history if row["fit"] == self.fit]
         own, plain = f"{self.prefix}/", f"{self.quantity}/"
-        return course([{k.replace(own, plain, 1): v for k, v in row.items()} for row in rows], events=self.events)
+        return course(
+            [{k.replace(own, plain, 1): v for k, v in row.items()} for row in rows], events=self.events
+        )
 
     # Another network.
 

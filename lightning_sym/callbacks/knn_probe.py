@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_sym.callbacks._quiet import gather_rows
-from lightning_sym.callbacks._representation import RepresentationProbe, accuracy
+from lightning_sym.callbacks.representation import RepresentationProbe
 from lightning_sym.functional.neighbours import neighbour_vote
 
 
@@ -19,15 +19,15 @@ class KNNProbe(RepresentationProbe):
     :func:`~lightning_sym.functional.neighbours.neighbour_vote`).
 
     Logs:
-        ``knn/accuracy``: share of validation images whose class wins the vote, in [0, 1], over all
-            ranks; at step 0 that of the untrained backbone.
+        ``knn/accuracy``: share of validation samples whose class wins the vote, in [0, 1], over all
+            ranks; at step 0 that of the untrained backbone; NaN if a feature is not finite.
 
     Args:
         k: neighbours that vote.
         temperature: of their weights.
         options: ``train``, ``val``, ``every_n_epochs``, ``at_start``, ``max_train``, ``max_val``,
-            ``represent``, ``seed`` and ``strict``, see
-            :class:`~lightning_sym.callbacks._representation.RepresentationProbe`.
+            ``represent``, ``inputs``, ``targets``, ``seed``, ``name`` and ``strict``, see
+            :class:`~lightning_sym.callbacks.representation.RepresentationProbe`.
 
     Raises:
         ValueError: if an argument is out of its range; at fit start, if there are no loaders.
@@ -41,20 +41,16 @@ class KNNProbe(RepresentationProbe):
         if k < 1 or not temperature > 0:
             raise ValueError(f"k and temperature must be positive, got {k} and {temperature}")
         self.k, self.temperature = k, temperature
-        self.settings = {"k": k, "temperature": temperature}
 
     @override
-    def evaluate(
-        self, train: tuple[Tensor, Tensor], val: tuple[Tensor, Tensor], classes: int
-    ) -> dict[str, float]:
-        scores = val[0].new_zeros(0, classes)
-        if len(val[1]):
-            scores = neighbour_vote(
-                val[0],
-                bank=train[0],
-                labels=train[1],
-                classes=classes,
-                k=self.k,
-                temperature=self.temperature,
-            )
-        return {"accuracy": accuracy(gather_rows(scores.argmax(dim=1)), gather_rows(val[1]), classes)}
+    def settings(self) -> dict[str, Any]:
+        return {**super().settings(), "k": self.k, "temperature": self.temperature}
+
+    @override
+    def learn(self, features: Tensor, labels: Tensor, classes: int) -> Callable[[Tensor], Tensor]:
+        def find(queries: Tensor) -> Tensor:
+            how = {"k": self.k, "temperature": self.temperature}
+            votes = neighbour_vote(queries, bank=features, labels=labels, classes=classes, **how)  # type: ignore[arg-type]
+            return votes.argmax(dim=1)
+
+        return find

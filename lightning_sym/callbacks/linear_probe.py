@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 from torch import Tensor
 from torch.nn import functional as F
 from typing_extensions import override
 
-from lightning_sym.callbacks._quiet import gather_rows
-from lightning_sym.callbacks._representation import RepresentationProbe, accuracy
+from lightning_sym.callbacks.base import at_least
+from lightning_sym.callbacks.representation import RepresentationProbe
 from lightning_sym.functional.neighbours import linear_classifier
 
 
@@ -21,16 +22,16 @@ class LinearProbe(RepresentationProbe):
     representation alone, not on a head's learning rate.
 
     Logs:
-        ``linear/accuracy``: share of validation images classified right, in [0, 1], over all ranks; at
-            step 0 that of the untrained backbone.
-        ``linear/train_accuracy``: the same on the images it was fitted to.
+        ``linear/accuracy``: share of validation samples classified right, in [0, 1], over all ranks; at
+            step 0 that of the untrained backbone; NaN if a feature is not finite.
+        ``linear/train_accuracy``: the same on the samples it was fitted to.
 
     Args:
         l2: weight of the squared norm.
         solver_steps: L-BFGS iterations at most.
         options: ``train``, ``val``, ``every_n_epochs``, ``at_start``, ``max_train``, ``max_val``,
-            ``represent``, ``seed`` and ``strict``, see
-            :class:`~lightning_sym.callbacks._representation.RepresentationProbe`.
+            ``represent``, ``inputs``, ``targets``, ``seed``, ``name`` and ``strict``, see
+            :class:`~lightning_sym.callbacks.representation.RepresentationProbe`.
 
     Raises:
         ValueError: if an argument is out of its range; at fit start, if there are no loaders.
@@ -38,25 +39,21 @@ class LinearProbe(RepresentationProbe):
     """
 
     quantity: ClassVar[str] = "linear"
+    judges_training = True
 
     def __init__(self, *, l2: float = 1e-3, solver_steps: int = 100, **options: Any) -> None:
         super().__init__(**options)
-        if not l2 >= 0:
-            raise ValueError(f"l2 must be at least 0, got {l2}")
-        if solver_steps < 1:
-            raise ValueError(f"solver_steps must be at least 1, got {solver_steps}")
+        at_least("l2", l2, 0)
+        at_least("solver_steps", solver_steps, 1)
         self.l2, self.solver_steps = l2, solver_steps
-        self.settings = {"l2": l2}
 
     @override
-    def evaluate(
-        self, train: tuple[Tensor, Tensor], val: tuple[Tensor, Tensor], classes: int
-    ) -> dict[str, float]:
+    def settings(self) -> dict[str, Any]:
+        return {**super().settings(), "l2": self.l2}
+
+    @override
+    def learn(self, features: Tensor, labels: Tensor, classes: int) -> Callable[[Tensor], Tensor]:
         weight, bias = linear_classifier(
-            train[0], labels=train[1], classes=classes, l2=self.l2, steps=self.solver_steps
+            features, labels=labels, classes=classes, l2=self.l2, steps=self.solver_steps
         )
-        guess, learned = (F.linear(features, weight, bias).argmax(dim=1) for features, _ in (val, train))
-        return {
-            "accuracy": accuracy(gather_rows(guess), gather_rows(val[1]), classes),
-            "train_accuracy": accuracy(learned, train[1], classes),
-        }
+        return lambda x_NF: F.linear(x_NF, weight, bias).argmax(dim=1)

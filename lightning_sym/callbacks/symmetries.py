@@ -20,8 +20,7 @@ def symmetries_of(
 ) -> Symmetries:
     """Return the module's symmetries, bound to it and so read as it is by then.
 
-    They are searched for on the first samples of the batch. Ranks see other samples; what rank 0 finds
-    holds on all of them.
+    They are searched for on the first samples of rank 0's batch, by that rank alone.
 
     Args:
         run: the fit.
@@ -31,11 +30,15 @@ def symmetries_of(
     """
 
     def search() -> Symmetries:
+        if run.ranks.rank:
+            return Symmetries()
         arguments = first_samples(locate(run.batch, inputs, run.function(forward)), SAMPLES)
         with run.sandbox.open() as apart:
             module = apart.module
             if forward != "forward":  # the copy is ours to change
-                module.forward = getattr(module, forward) if isinstance(forward, str) else partial(forward, module)
+                module.forward = (
+                    getattr(module, forward) if isinstance(forward, str) else partial(forward, module)
+                )
             found = find_symmetries(module, *arguments.args, example_kwargs=arguments.kwargs, **options)
         unbound = [replace(symmetry, module=None) for symmetry in found]
         return Symmetries(unbound, untraced=found.untraced, refuted=found.refuted)

@@ -291,8 +291,8 @@ def rows_of(tree: Any) -> int:
     return lengths.pop() if len(lengths) == 1 else 0
 
 
-def cut(tree: Any, rows: slice) -> Any:
-    """Return some samples of a structure of tensors, see :func:`rows_of`; scalars stay."""
+def cut(tree: Any, rows: slice | Tensor) -> Any:
+    """Return some samples, by a slice or indices, of tensors, see :func:`rows_of`; scalars stay."""
     return tree_map(lambda leaf: leaf[rows] if isinstance(leaf, Tensor) and leaf.ndim else leaf, tree)
 
 

@@ -15,7 +15,7 @@ from typing_extensions import override
 from lightning_sym.engine.engine import Engine
 from lightning_sym.engine.publish import draw
 from lightning_sym.engine.run import Run
-from lightning_sym.engine.sandbox import Sandbox
+from lightning_sym.sandbox import Sandbox
 
 #: Bytes of metrics that processes which were forked or spawned can return: a pipe holds 64 KiB.
 RETURNABLE = 40_000
@@ -140,6 +140,13 @@ class Driver(Callback):
         self._drive(trainer, lambda engine: engine.batch_end())
 
     @override
+    def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
+        if not trainer.sanity_checking:
+            watched = {str(getattr(each, "monitor", "")) for each in trainer.callbacks}
+            ends = bool(trainer.fit_loop.epoch_loop.batch_progress.is_last_batch)
+            self._drive(trainer, lambda engine: engine.validated(ends_epoch=ends, watched=watched))
+
+    @override
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         self._drive(trainer, lambda engine: engine.epoch_end())
 
@@ -149,7 +156,7 @@ class Driver(Callback):
 
     @override
     def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
-        self.close(trainer)
+        self.close(trainer, ended=True)
 
     @override
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
@@ -157,13 +164,16 @@ class Driver(Callback):
         if stage == "fit":
             _return_few(trainer)
 
-    def close(self, trainer: Any) -> None:
-        """Take every hook off and let go of the fit."""
+    def close(self, trainer: Any, *, ended: bool = False) -> None:
+        """Take every hook off and let go of the fit, which has come to its end or is broken off."""
         _unwrap(trainer.strategy)
         if self.engine is not None:
             engine, self.engine = self.engine, None
-            engine.close()
+            for each in (self, *engine.monitors):  # Lightning's, bound to the module
+                each.__dict__.pop("log", None)
+                each.__dict__.pop("log_dict", None)
             self.seconds, self.probes, self.held_bytes = engine.seconds, engine.probes, engine.held_bytes
+            engine.close(ended=ended)
 
     def _drive(self, trainer: Any, act: Callable[[Engine], None]) -> None:
         """Act, unless there is nothing to drive; a fault of the engine's own ends the observation alone."""

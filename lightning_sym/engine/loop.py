@@ -6,16 +6,16 @@ import contextlib
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import nn
-from typing_extensions import Self, override
+from typing_extensions import override
 
 from lightning_sym.engine.engine import Engine
 from lightning_sym.engine.publish import draw
 from lightning_sym.engine.run import Run
-from lightning_sym.engine.sandbox import Sandbox
+from lightning_sym.sandbox import Sandbox
 
 #: What takes readings: a TensorBoard ``SummaryWriter``, or a function of ``{key: value}`` and the step.
 Sink = Any
@@ -176,11 +176,11 @@ class Watching:
         self._begin_step()
         return self
 
-    def __exit__(self, *_: Any) -> None:
+    def __exit__(self, kind: Any, *_: Any) -> None:
         while self._handles:
             self._handles.pop().remove()
         self._window.close()
-        self.engine.close()
+        self.engine.close(ended=kind is None)
 
     def batch(self, batch: Any) -> None:
         """Say which batch is run next, at the head of a step (of each of its batches, if several)."""

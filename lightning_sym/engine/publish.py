@@ -18,6 +18,8 @@ def sorted_out(readings: Iterable[Any], quantity: str) -> tuple[dict[str, float]
     """
     values: dict[str, float] = {}
     media: dict[str, Any] = {}
+    if not isinstance(readings, Iterable):
+        raise TypeError(f"read must yield Reading(layer, what, value), got {readings!r}")
     for reading in readings:
         if not isinstance(reading, Reading):
             raise TypeError(f"read must yield Reading(layer, what, value), got {reading!r}")
@@ -28,8 +30,8 @@ def sorted_out(readings: Iterable[Any], quantity: str) -> tuple[dict[str, float]
             media[key] = reading.value
         else:
             raise TypeError(
-                f"the value of {key!r} must be a number, a tensor, a string or a function that draws a figure, "
-                f"got {type(reading.value).__name__}"
+                f"the value of {key!r} must be a number, a tensor, a string or a function that draws a "
+                f"figure, got {type(reading.value).__name__}"
             )
     return values, media
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from lightning_sym.engine.batch import sample_count
 from lightning_sym.engine.ranks import Ranks
-from lightning_sym.engine.sandbox import Sandbox
+from lightning_sym.sandbox import Sandbox
 
 #: Where Lightning's sharding strategies, of both its packages, keep parameters in pieces.
 _REFUSED = {
@@ -92,12 +92,12 @@ class Run:
         if isinstance(found, Tensor) and found.numel() == 1:
             self._returned = found.detach()  # of an optimizer with several evaluations, the last
 
-    def function(self, how: str | Callable[..., Any], argument: str = "forward") -> Callable[..., Any]:
+    def function(self, how: str | Callable[..., Any], *, argument: str = "forward") -> Callable[..., Any]:
         """Return what a monitor calls: a method of the module by name, or a function of (module, input).
 
         Args:
-            how: the method's name, or the function.
-            argument: where it was given, for the message.
+            how: the one or the other.
+            argument: of the monitor, for the error's sake.
 
         Raises:
             TypeError: if the module has no such method.
@@ -107,8 +107,8 @@ class Run:
         found = getattr(self.module, how, None)
         if not callable(found):
             raise TypeError(
-                f"{argument}={how!r} is not a method of {type(self.module).__name__}; pass the name of one, or a function "
-                "of the module and its input"
+                f"{argument}={how!r} is not a method of {type(self.module).__name__}; pass the name of one, "
+                "or a function of the module and its input"
             )
         return found
 
@@ -152,6 +152,6 @@ class Run:
         apart = [type(monitor).__name__ for monitor in monitors if monitor.runs_module]
         if how and apart:
             raise ValueError(
-                f"{', '.join(dict.fromkeys(apart))} runs the module outside of its step, which needs parameters "
-                "whole on every rank (one device, or DDP); here they are sharded by fully_shard"
+                f"{', '.join(dict.fromkeys(apart))} runs the module outside of its step, which needs "
+                "parameters whole on every rank (one device, or DDP); here they are sharded by fully_shard"
             )

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_sym.engine.batch import Arguments
-from lightning_sym.engine.sandbox import Apart, Sandbox
+from lightning_sym.sandbox import Apart, Sandbox
 
 
 def trainability(

@@ -171,7 +171,7 @@ def distinct_units(
     is exact. Of more, pairs are found by random signs (locality-sensitive hashing) and then compared: a
     group is never too large, copies are always found, but a pair just within the tolerance is missed
     with a probability of 1e-4, and more often where all units lie in a narrow cone: the fraction may then
-    be too high, never too low. Tolerances above about 0.03 have all pairs compared, in quadratic time.
+    be too high, never too low. Tolerances above about 0.07 have all pairs compared, in quadratic time.
 
     Args:
         weight: ``[U, ...]``, a unit's incoming weights along the rest.

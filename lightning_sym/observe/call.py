@@ -115,11 +115,11 @@ class InputGradientRows(Rows):
         g_BPO = self._of.features(None)
         grams = self._watch.weight().row_grams
         if grams is None:  # of a vocabulary: a Gram matrix would be larger than what it saves
-            norm_BP = torch.linalg.vector_norm(self._features(None), dim=-1, dtype=torch.float64)
+            norm_BP = torch.linalg.vector_norm(self._features(None), dim=-1)
         else:
             g_BPGO = g_BPO.unflatten(-1, (len(grams), -1))
             made_BPGO = torch.einsum("bpgo,gou->bpgu", g_BPGO, grams.to(g_BPO.dtype))
-            norm_BP = (made_BPGO * g_BPGO).sum(dim=(-1, -2), dtype=torch.float64).clamp_min(0.0).sqrt()
+            norm_BP = (made_BPGO * g_BPGO).sum(dim=(-1, -2)).clamp_min(0.0).sqrt()
         return torch.where(self._of.finite_BP, norm_BP, torch.nan)
 
     def _features(self, keep: Tensor | None) -> Tensor:

@@ -62,6 +62,7 @@ class LayerWatch:
         looking: returns whether what runs now belongs to the step.
         seconds: where time is booked.
         reader: the layer that alone reads this layer's units, if known.
+        agreed: names of layers whose output is known to be W h + b: the comparison is made once a fit.
 
     Attributes:
         errors: by statistic, what went wrong on this rank.
@@ -80,7 +81,9 @@ class LayerWatch:
         looking: Callable[[], bool],
         seconds: dict[str, float],
         reader: Layer | None = None,
+        agreed: set[str] | None = None,
     ) -> None:
+        self._agreed = set() if agreed is None else agreed
         self.layer, self.statistics, self.step, self.reader = layer, list(statistics), step, reader
         self._looking, self._seconds = looking, seconds
         self.device = layer.parameter().device
@@ -90,6 +93,9 @@ class LayerWatch:
         self._handles: list[Any] = []
         self._computed: Tensor | None = None  # what a parametrization returned last
         self._gathered = self._gather()
+        self._weight: LayerWeight | None = None
+        self._product: Product | None = None
+        self._no_weight, self.made = "", False
         self._begin()
 
     # -- the weight ---------------------------------------------------------------------------
@@ -193,6 +199,8 @@ class LayerWatch:
                 self._no_weight = "its output is not W h + b of its weight"
         if self._no_weight:
             self._weight = None
+        elif not self.made:
+            self._agreed.add(layer.name)
 
     # -- attaching ----------------------------------------------------------------------------
 
@@ -204,9 +212,7 @@ class LayerWatch:
         self._mode = ""  # "plain" while only passes without gradient were seen, then "graph"
         self._foreign = False  # another optimizer stepped since
         self._compared, self._no_weight = False, ""
-        self._product: Product | None = None
-        self.made = False
-        self._weight: LayerWeight | None = None
+        self._product, self._weight, self.made = None, None, False
         self.tallies: dict[Statistic, Tally] = {}
         for statistic in self.statistics:
             with self._keeping(statistic):
@@ -346,7 +352,7 @@ class LayerWatch:
                 if x is not None:
                     data = not x.requires_grad if from_data is None else from_data
                     self.fed_by_data = self.fed_by_data and data
-                if not self._compared:
+                if not self._compared and self.layer.name not in self._agreed:
                     self._compare(call)
                 self._show(call, Tally.forward)
             has_graph = output.requires_grad if graph is None else graph
@@ -379,14 +385,10 @@ class LayerWatch:
 
     # -- what it came to ----------------------------------------------------------------------
 
-    def status(self) -> Tensor:
-        """Return for each statistic 1 where this rank has no result for it, else 0."""
-        weightless = bool(self._no_weight)
-        bad = [
-            float(s in self.errors or (weightless and s.uses_weight and s in self.tallies))
-            for s in self.statistics
-        ]
-        return torch.tensor([*bad, float(not self.fed_by_data)], dtype=self.calls.dtype, device=self.device)
+    def lacks(self, statistic: Statistic) -> bool:
+        """Return whether this rank has no result for a statistic."""
+        weightless = bool(self._no_weight) and statistic.uses_weight
+        return statistic in self.errors or (weightless and statistic in self.tallies)
 
     def reason(self, statistic: Statistic) -> tuple[bool, str]:
         """Return whether it is a fault of ours, and what stands in the way on this rank ("" if nothing)."""
@@ -397,17 +399,25 @@ class LayerWatch:
             return True, f"{type(error).__name__}: {error}"
         return False, self._no_weight if statistic.uses_weight else ""
 
-    def tensors(self) -> list[Tensor]:
-        """Return every tensor to be summed over ranks, in a fixed order."""
-        sums = [t for statistic in self.statistics for t in self._sums(statistic)]
-        return [self.calls, *sums]
+    def sums(self, statistic: Statistic) -> list[Tensor]:
+        """Return what is summed over ranks of a statistic; nothing where it failed."""
+        return self._asked(statistic, "tensors")
 
-    def _sums(self, statistic: Statistic) -> list[Tensor]:
+    def more_sums(self, statistic: Statistic) -> list[Tensor]:
+        """Return what is summed over ranks once the first sums are global; nothing where it failed."""
+        return self._asked(statistic, "second_pass")
+
+    def _asked(self, statistic: Statistic, method: str) -> list[Tensor]:
         tally = self.tallies.get(statistic)
         if tally is None:
             return []
         with self._keeping(statistic):
-            return tally.tensors()
+            found: list[Tensor] = getattr(tally, method)()
+            if not isinstance(found, list) or not all(isinstance(x, Tensor) for x in found):
+                raise TypeError(
+                    f"{type(tally).__name__}.{method} must return a list of tensors, got {found!r}"
+                )
+            return found
         return []
 
 

@@ -204,13 +204,14 @@ class Patches(Samples):
 
     def norms(self) -> Tensor:
         """Return norms of whole patches, ``[B, P]``, from the squares summed over channels."""
-        squares_BS = torch.linalg.vector_norm(self._x_BCS, dim=1, dtype=_exact(self._x_BCS)).square()
-        return squares_BS[:, self._site_Pk].sum(-1).sqrt()
+        norm_BS = _norm(self._x_BCS, dim=1)
+        return _norm(norm_BS[:, self._site_Pk])
 
 
-def _norm(x: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(x, dim=-1, dtype=_exact(x))
-
-
-def _exact(x: Tensor) -> torch.dtype:
-    return torch.float32 if x.device.type == "mps" else torch.float64
+def _norm(x: Tensor, dim: int = -1) -> Tensor:
+    """Return norms along a dimension, in the type of x but at least float32: float64 where that overflows."""
+    x = x if x.dtype == torch.float64 else x.float()
+    found = torch.linalg.vector_norm(x, dim=dim)
+    if x.dtype == torch.float64 or x.device.type == "mps" or bool(found.isfinite().all()):
+        return found
+    return torch.linalg.vector_norm(x, dim=dim, dtype=torch.float64)

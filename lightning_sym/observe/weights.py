@@ -125,7 +125,7 @@ class LayerWeight:
     @cached_property
     def norm(self) -> float:
         """Frobenius norm."""
-        return float(torch.linalg.vector_norm(self.blocks, dtype=accumulation_dtype(self.blocks.device)))
+        return float(torch.linalg.vector_norm(self._work))
 
     @cached_property
     def _work(self) -> Tensor:

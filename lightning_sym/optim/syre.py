@@ -222,7 +222,9 @@ class SyreHandle:
                     rate = 1 - float(torch.tensor(1 - rate, dtype=torch.float32))
                 for kind in _by_kind(params):
                     torch._foreach_lerp_(kind, self._pulls(kind), rate)
-                for kind in _by_kind(p for p in group["params"] if p not in self._offsets and p.grad is not None):
+                for kind in _by_kind(
+                    p for p in group["params"] if p not in self._offsets and p.grad is not None
+                ):
                     torch._foreach_mul_(kind, 1 - rate)
                 self._decays.append((group, group["weight_decay"]))
                 group["weight_decay"] = 0.0
@@ -231,7 +233,8 @@ class SyreHandle:
             alpha = -decay * (float(scale) if scale is not None else 1.0)
             alpha = -alpha if group["maximize"] else alpha  # the optimizer turns the gradient round
             for kind in _by_kind(params):
-                torch._foreach_add_([p.grad for p in kind], self._pulls(kind), alpha=alpha)
+                grads = [p.grad for p in kind if p.grad is not None]
+                torch._foreach_add_(grads, self._pulls(kind), alpha=alpha)
 
     def _pulls(self, params: list[Tensor]) -> list[Tensor]:
         """Return ``theta_0 - (D - 1) (phi - theta_0)``: what native decay, ``phi``, is off by."""

@@ -14,11 +14,12 @@ TITLES = {
 }
 
 
-def alignment_over_time(history: Iterable[Mapping[str, float]]) -> Figure:
+def alignment_over_time(history: Iterable[Mapping[str, float]], *, quantity: str = "circuit") -> Figure:
     """Draw the cosines that a ``CircuitMonitor`` read, a line a layer, over optimizer steps.
 
     Args:
         history: the monitor's rows, with ``step`` and ``circuit/...`` keys; others are left out.
+        quantity: the first part of its keys.
 
     Returns:
         A matplotlib figure with one panel for each of the two cosines that was read. The black dashed
@@ -36,12 +37,14 @@ def alignment_over_time(history: Iterable[Mapping[str, float]]) -> Figure:
             for key, value in row.items():
                 first, _, rest = key.partition("/")
                 layer, _, last = rest.rpartition("/")
-                if first == "circuit" and last == what:
+                if first == quantity and last == what:
                     steps, values = lines.setdefault(what, {}).setdefault(layer, ([], []))
                     steps.append(row["step"])
                     values.append(value)
     if not lines:
-        raise ValueError("history must have circuit/.../update_cosine or .../feedback_cosine, got neither")
+        raise ValueError(
+            f"history must have {quantity}/.../update_cosine or .../feedback_cosine, got neither"
+        )
     figure = Figure(figsize=(4.2 * len(lines), 3.2), layout="constrained")
     panels = figure.subplots(1, len(lines), squeeze=False)[0]
     for axes, (what, by_layer) in zip(panels, lines.items(), strict=True):

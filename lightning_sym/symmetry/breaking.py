@@ -102,7 +102,7 @@ def effective_units(
         distance_BUU = breaking_distance(relative_BUU, (moved_BUU / 2).sqrt(), scale=scale)
     total = 0
     for distance_UU, size_U in zip(distance_BUU, size_BU, strict=True):
-        alive_U = size_U > threshold
+        alive_U = (size_U > threshold) & size_U.isfinite()
         if alive_U.any():
             total += int(unit_clusters(distance_UU[alive_U][:, alive_U][None], threshold=threshold))
     return total

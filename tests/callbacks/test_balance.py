@@ -467,7 +467,7 @@ def test_faults_are_one_warning_and_bad_input_is_named():
     monitor = BalanceMonitor(inputs="image", every_n_steps=1)
     with pytest.warns(UserWarning, match=r"BalanceMonitor failed in prepare at step 0.*inputs='image'"):
         fit(classifier(relu()), monitor)
-    assert all(set(row) == {"step"} for row in monitor.history)
+    assert all(set(row) == {"step", "fit"} for row in monitor.history)
 
 
 def test_it_is_built_from_plain_values():

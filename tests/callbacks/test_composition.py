@@ -1,7 +1,9 @@
 """What CompositionMonitor records is what the pure functions say of the same module."""
 
+import gc
 import math
 import warnings
+import weakref
 
 import pytest
 import torch
@@ -9,7 +11,9 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from lightning_sym.callbacks import CompositionMonitor
+from lightning_sym.callbacks.composition import plane_of
 from lightning_sym.datamodules import GaussianBumpsDataModule
+from lightning_sym.engine.schedule import EpochEnds
 from lightning_sym.functional import composition as comp
 from lightning_sym.papers.composition import MLPDecoder
 
@@ -24,7 +28,7 @@ def make(seed=0):
     return MLPDecoder(24, size=12, width=16, hidden_layers=2, seed=seed)
 
 
-def fit(module, data, monitor=None, *, steps=4, **settings):
+def fit(module, data, monitor=None, *, steps=4, ckpt_path=None, **settings):
     trainer = Trainer(
         **{
             "accelerator": "cpu",
@@ -38,7 +42,7 @@ def fit(module, data, monitor=None, *, steps=4, **settings):
             **settings,
         }
     )
-    trainer.fit(module, datamodule=data)
+    trainer.fit(module, datamodule=data, ckpt_path=ckpt_path)
     return trainer
 
 
@@ -131,15 +135,17 @@ def test_readings_twin():
 
 def test_mean_codes_are_means_over_the_other_coordinate():
     """For a code of two halves, the mean over pairs is the mean of one half."""
-    data, module = bumps(), make()
-    monitor = CompositionMonitor(strict=True)
-    fit(module, data, monitor, steps=1)
-    x_code, y_code = monitor._mean_codes(torch.device("cpu"))
-    own = data.encode(monitor._ood_NC)
+    data = bumps()
+    data.setup("fit")
+    given = {name: getattr(data, name) for name in ("encode", "render", "background", "amplitude")}
+    centers = {"id_centers": data.id_centers, "ood_centers": data.ood_centers}
+    plane = plane_of(**given, **centers, grid=14, max_samples=1024, seed=0)
+    x_code, y_code = plane.mean_codes(torch.device("cpu"))
+    own = data.encode(plane.ood_centers)
     torch.testing.assert_close(x_code[:, :12], own[:, :12])
     torch.testing.assert_close(y_code[:, 12:], own[:, 12:])
     assert x_code[:, 12:].std(dim=0).max() < 1e-6
-    picked = monitor._id_NC[torch.linspace(0, len(monitor._id_NC) - 1, 64).long()]
+    picked = plane.id_centers[torch.linspace(0, len(plane.id_centers) - 1, 64).long()]
     torch.testing.assert_close(x_code[0, 12:], data.encode(picked)[:, 12:].mean(0))
 
 
@@ -255,6 +261,7 @@ def test_a_failure_is_one_warning_and_the_fit_goes_on():
     ("settings", "words"),
     [
         ({"grid": 2}, "grid"),
+        ({"max_layers": -1}, "max_layers must be at least 0, got -1"),
         ({"max_samples": 1}, "max_samples"),
         ({"batch_size": 0}, "batch_size"),
         ({"every_n_steps": 0}, "every_n_steps"),
@@ -268,6 +275,8 @@ def test_bad_arguments(settings, words):
 def test_what_cannot_be_measured_is_said_before_the_first_step():
     with pytest.raises(ValueError, match=r"matches no layer; the nearest names are .*net"):
         fit(make(), bumps(), CompositionMonitor(layers="encoder.*"))
+    with pytest.raises(TypeError, match="forward='paint' is not a method of MLPDecoder"):
+        fit(make(), bumps(), CompositionMonitor(forward="paint"))
     two = bumps(bumps=2)
     with pytest.raises(ValueError, match="one bump in an image"):
         fit(MLPDecoder(48, size=12, seed=0), two, CompositionMonitor())
@@ -282,3 +291,100 @@ def test_what_cannot_be_measured_is_said_before_the_first_step():
     )
     with pytest.raises(ValueError, match="encode, render, id_centers"):
         trainer.fit(make(), train_dataloaders=bumps().train_dataloader())
+
+
+@pytest.mark.parametrize("size", [12, 28])
+@pytest.mark.parametrize("precision", ["64-true", "bf16-true", "bf16-mixed"])
+def test_codes_come_in_the_precision_of_the_fit(precision, size):
+    rows = {}
+    for each in ("32-true", precision):
+        monitor = CompositionMonitor(every_n_steps=1, pictures=False, grid=6, max_samples=64, strict=True)
+        data = bumps(size=size, batch_size=64)
+        module = MLPDecoder(data.code_length, size=size, width=16, seed=0)
+        fit(module, data, monitor, steps=1, precision=each)
+        rows[each] = monitor.history[0]
+    expected, got = rows["32-true"], rows[precision]
+    assert got.keys() == expected.keys()
+    near = {"rel": 1e-3, "abs": 1e-4} if precision == "64-true" else {"rel": 0.05, "abs": 0.05}
+    for key in ("id_error", "id_relative_error", "ood_relative_error", "net.0/factorisation"):
+        assert got[f"composition/{key}"] == pytest.approx(expected[f"composition/{key}"], **near)
+
+
+def test_a_layer_is_measured_before_what_changes_its_output_in_place():
+    rows = []
+    for in_place in (False, True):
+        module = make()
+        for child in module.net:
+            if isinstance(child, torch.nn.ReLU):
+                child.inplace = in_place
+        monitor = CompositionMonitor(every_n_steps=1, pictures=False, strict=True)
+        fit(module, bumps(), monitor, steps=1)
+        rows.append(monitor.history[0])
+    assert rows[0] == pytest.approx(rows[1], nan_ok=True)
+    assert rows[0]["composition/net.0/factorisation"] != rows[0]["composition/net.1/factorisation"]
+
+
+def test_what_draws_is_a_method_or_a_function():
+    rows = []
+    for forward in ("forward", "draw", lambda module, codes: module.net(codes).view(-1, 12, 12)):
+        monitor = CompositionMonitor(every_n_steps=1, forward=forward, pictures=False, strict=True)
+        fit(make(), bumps(), monitor, steps=1)
+        rows.append(monitor.history)
+    assert rows[0] == rows[1]
+    assert rows[0][0] == pytest.approx(rows[2][0], nan_ok=True)
+
+
+def test_it_reads_at_epoch_ends():
+    monitor = CompositionMonitor(every_n_steps=EpochEnds(at_start=True), pictures=False, strict=True)
+    trainer = fit(make(), bumps(), monitor, steps=-1, max_epochs=1)
+    assert [row["step"] for row in monitor.history] == [0, trainer.global_step]
+
+
+class Counting(MLPDecoder):
+    """Counts its calls and fires a hook."""
+
+    def __init__(self):
+        super().__init__(24, size=12, width=16, seed=0)
+        self.calls, self.fired = 0, 0
+        self.again = lambda code: self.net(code)
+        self.net.register_forward_hook(self.count)
+
+    def count(self, *_):
+        self.fired += 1
+
+    def draw(self, code):
+        self.calls += 1
+        return self.again(code).view(-1, 1, 12, 12)
+
+
+def test_nothing_of_the_module_notices_it_and_nothing_is_kept():
+    runs = []
+    for monitor in (None, CompositionMonitor(every_n_steps=1, strict=True)):
+        module, data = Counting(), bumps()
+        fit(module, data, monitor, steps=3)
+        runs.append((module.calls, module.fired, [t.clone() for t in module.state_dict().values()]))
+    assert runs[0][:2] == runs[1][:2] == (3, 3)
+    assert all(torch.equal(a, b) for a, b in zip(runs[0][2], runs[1][2], strict=True))
+    kept = weakref.ref(data)
+    del data, module
+    gc.collect()
+    assert kept() is None
+
+
+def test_a_second_run_and_a_resumed_one(tmp_path):
+    used, fresh, second = (CompositionMonitor(every_n_steps=2, pictures=False, strict=True) for _ in range(3))
+    fit(make(1), bumps(), used, steps=2)
+    fit(make(), bumps(), used, steps=6)
+    fit(make(), bumps(), fresh, steps=6)
+    again = [{**row, "fit": 1} for row in used.history if row["fit"] == 2]
+    assert len(again) == len(fresh.history) == 4
+    for row, expected in zip(again, fresh.history, strict=True):
+        assert row == pytest.approx(expected, nan_ok=True)
+    first = CompositionMonitor(every_n_steps=2, pictures=False, strict=True)
+    trainer = fit(make(), bumps(batch_size=64), first, steps=-1, max_epochs=1)
+    trainer.save_checkpoint(tmp_path / "c.ckpt")
+    ckpt = {"ckpt_path": tmp_path / "c.ckpt"}
+    whole = fit(make(), bumps(batch_size=64), second, steps=-1, max_epochs=2, **ckpt)
+    assert second.history[: len(first.history)] == first.history
+    assert [row["step"] for row in second.history] == [1, *range(2, whole.global_step + 1, 2)]
+    assert {row["fit"] for row in second.history} == {1}

@@ -1,6 +1,8 @@
 """FeatureLearningMonitor: against single derivatives, the solved model, ranks, resumption, silence."""
 
 import json
+import math
+import warnings
 
 import pytest
 import torch
@@ -8,8 +10,10 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_sym.callbacks import FeatureLearningMonitor
+from lightning_sym.engine.schedule import EpochEnds
 from lightning_sym.papers.feature_learning import SolvableNetwork
 from tests.models import Classifier, convnet, data, fit, images, mlp
+from tests.uneven import Counting, uneven
 
 
 def classifier(**settings):
@@ -138,7 +142,9 @@ def test_resuming_compares_with_the_first_start(tmp_path):
     fit(classifier(), second, max_epochs=4, ckpt_path=tmp_path / "c.ckpt")
     assert second.history == whole.history
     fit(classifier(), second, max_epochs=1)  # another run has a start of its own
-    assert second.history[-3:] == whole.history[:3]
+    again = [{**row, "fit": 1} for row in second.history[-3:]]
+    assert again == whole.history[:3]
+    assert second.history[-1]["fit"] == 2
 
 
 def test_two_ranks_read_what_one_reads(tmp_path):
@@ -183,10 +189,18 @@ def test_bad_input_is_named():
             FeatureLearningMonitor(**options)
     with pytest.raises(TypeError, match="forward='features' is not a method of Classifier"):
         fit(classifier(), FeatureLearningMonitor(forward="features"))
-    with pytest.raises(TypeError, match="must find a tensor in a batch, got list; pass data"):
-        fit(classifier(), FeatureLearningMonitor(inputs=lambda batch: [batch], strict=True))
-    with pytest.warns(UserWarning, match="FeatureLearningMonitor failed"):
-        fit(classifier(), FeatureLearningMonitor(inputs=lambda batch: [batch]), max_steps=1)
+    uneven = {"inputs": lambda batch: [batch[0], batch[1][:3]]}
+    with pytest.raises(TypeError, match=r"must find tensors with a row for each sample.*; pass data"):
+        fit(classifier(), FeatureLearningMonitor(strict=True, **uneven))
+    with pytest.warns(UserWarning, match="FeatureLearningMonitor failed in start at step 0: TypeError"):
+        fit(classifier(), FeatureLearningMonitor(**uneven), max_steps=1)
+    with pytest.raises(TypeError, match="data must be made of tensors with a row for each sample"):
+        fit(classifier(), FeatureLearningMonitor(data=[torch.ones(2, 4), torch.ones(3)], strict=True))
+    at_start = EpochEnds(at_start=True)
+    with pytest.raises(ValueError, match=r"every_n_steps=EpochEnds.* before there is a start"):
+        fit(classifier(), FeatureLearningMonitor(every_n_steps=at_start))
+    with pytest.raises(ValueError, match="layers='nothing' matches no layer"):
+        fit(classifier(), FeatureLearningMonitor(layers="nothing"))
 
 
 def test_it_is_built_from_plain_values():
@@ -197,3 +211,162 @@ def test_it_is_built_from_plain_values():
     built = parser.instantiate(parser.parse_args(["--monitor.every_n_steps=7"])).monitor
     assert built.schedule.next(7) == 14
     assert parser.instantiate(parser.parse_args([])).monitor.schedule.next(1) == 2
+
+
+class Dump(FeatureLearningMonitor):
+    """Writes what a rank has read, and said last."""
+
+    def __init__(self, path, **options):
+        super().__init__(every_n_steps=1, **options)
+        self.path = path
+
+    def on_train_end(self, trainer, pl_module):
+        words = [trainer.global_step, self.verdict, self.mechanism, self.history]
+        (self.path / f"{trainer.world_size}-{trainer.global_rank}.json").write_text(json.dumps(words))
+
+
+def test_ranks_whose_batches_differ_give_one_probe(tmp_path):
+    for devices, strategy in ((1, "auto"), (2, "ddp_fork")):
+        monitor = Dump(tmp_path, samples=7, strict=True)
+        module = classifier(lr=0.0)
+        ranks = {"devices": devices, "strategy": strategy, "use_distributed_sampler": False}
+        fit(module, monitor, loader=uneven(), max_epochs=1, **ranks)
+    one, a, b = (json.loads((tmp_path / name).read_text()) for name in ("1-0.json", "2-0.json", "2-1.json"))
+    assert a == b
+    assert (a[1], a[2]) == ("kernel", "none")
+    for row, expected in zip(a[3], one[3], strict=True):
+        assert row == pytest.approx(expected, rel=1e-5, abs=1e-7)
+
+
+def test_a_fault_on_one_rank_stops_no_other(tmp_path):
+    def inputs(batch):
+        if torch.distributed.get_rank() == 1:
+            raise KeyError("out of luck")
+        return batch[0]
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the first rank's says that it failed on the other
+        loader = DataLoader(TensorDataset(*data()), 12)
+        fit(classifier(), Dump(tmp_path, inputs=inputs), loader=loader, devices=2, strategy="ddp_fork")
+    for rank in "01":
+        step, verdict, _, history = json.loads((tmp_path / f"2-{rank}.json").read_text())
+        assert (step, verdict) == (3, "")
+        assert not any("feature_learning" in key for row in history for key in row)
+
+
+class Keywords(Classifier):
+    """The usual language-model module: dicts, and a forward that takes their entries by name."""
+
+    def forward(self, *, x, scale):
+        return self.net(x) * scale[:, None]
+
+    def training_step(self, batch, batch_idx):
+        logits = self(x=batch["x"], scale=batch["scale"])
+        return nn.functional.cross_entropy(logits, batch["labels"])
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"inputs": lambda batch: {"x": batch["x"], "scale": batch["scale"]}},
+        {"inputs": lambda batch: ((), {"x": batch["x"], "scale": batch["scale"]})},
+        {"data": {"x": data()[0][:8], "scale": torch.ones(8)}},
+    ],
+)
+def test_a_forward_that_takes_keywords_is_read_as_one_that_takes_a_tensor(options):
+    x, y = data()
+    batches = [{"x": x[i : i + 8], "scale": torch.ones(8), "labels": y[i : i + 8]} for i in (0, 8, 16)]
+    torch.manual_seed(0)
+    module = Keywords(mlp(4, 9, 7, 3, act=nn.ReLU))
+    named, right = (FeatureLearningMonitor(every_n_steps=1, strict=True, **o) for o in (options, {}))
+    fit(module, named, loader=DataLoader(batches, batch_size=None), max_epochs=1)
+    fit(classifier(), right, max_epochs=1)
+    assert len(named.history) == 3
+    for row, expected in zip(named.history, right.history, strict=True):
+        assert row == pytest.approx(expected, rel=1e-5, abs=1e-6)
+
+
+class Counted(Counting, Classifier):
+    """Classifies, and counts."""
+
+
+def test_calls_hooks_and_captured_functions_of_the_module_are_those_of_the_bare_fit():
+    found, right = [], FeatureLearningMonitor(every_n_steps=1, strict=True)
+    fit(classifier(), right)
+    for watched in (False, True):
+        torch.manual_seed(0)
+        module = Counted(mlp(4, 9, 7, 3, act=nn.ReLU))
+        monitor = FeatureLearningMonitor(every_n_steps=1, strict=True)
+        fit(module, *[monitor] * watched)
+        found.append((module.calls, module.fired, module.losses))
+    assert found[0] == found[1]
+    assert found[0][:2] == (9, [8] * 8)  # the hook is there from the second call on
+    assert monitor.history == right.history
+
+
+class Adapted(nn.Module):
+    """A frozen layer with a low-rank adapter that starts at zero, called by keyword."""
+
+    def __init__(self):
+        super().__init__()
+        self.base, self.head = nn.Linear(4, 9).requires_grad_(False), nn.Linear(9, 3)
+        self.down, self.up = nn.Linear(4, 2, bias=False), nn.Linear(2, 9, bias=False)
+        nn.init.zeros_(self.up.weight)
+
+    def forward(self, x):
+        return self.head((self.base(input=x) + self.up(input=self.down(x))).relu())
+
+
+def test_what_is_undefined_is_not_logged():
+    torch.manual_seed(0)
+    module = Classifier(Adapted(), lr=0.5)
+    start = module.net.head.weight.detach().clone()
+    monitor = FeatureLearningMonitor(every_n_steps=1, samples=8, strict=True)
+    fit(module, monitor, max_steps=2)
+    row = monitor.history[-1]
+    assert all(math.isfinite(value) for row in monitor.history for value in row.values())
+    for gone in ("norms", "mechanism", "net.up/weight_change"):
+        assert f"feature_learning/{gone}" not in row
+    up, head = (row[f"feature_learning/net.{name}/alignment"] for name in ("up", "head"))
+    down = row["feature_learning/net.down/alignment"]
+    assert row["feature_learning/alignment"] == pytest.approx((up + head + down) / 3)
+    x = data()[0][:8]
+    hidden = module.net.base(x).relu().detach()  # the adapter adds nothing at the start
+    before = float((hidden @ start.T).norm() / hidden.norm() / start.norm())
+    torch.manual_seed(0)
+    fresh = Adapted()
+    before += float(fresh.down(x).detach().norm() / x.norm() / fresh.down.weight.detach().norm())
+    change = (head + down - before) / 2  # of the layers that have an alignment both times
+    assert row["feature_learning/alignment_change"] == pytest.approx(change, abs=1e-5)
+    assert monitor.mechanism == ""
+    assert monitor.verdict in ("kernel", "mixed", "rich")
+
+
+def test_a_layer_without_a_matrix_is_left_out():
+    torch.manual_seed(0)
+    net = mlp(4, 9, 7, 3, act=nn.ReLU)
+    del net[2].weight
+    net[2].register_parameter("weight", nn.Parameter(torch.randn(63) / 3))
+    net[2].forward = lambda x: x @ net[2].weight.view(9, 7) + net[2].bias
+    monitor = FeatureLearningMonitor(every_n_steps=1, strict=True)
+    fit(Classifier(net), monitor, max_steps=1)
+    names = {key.split("/")[1] for key in monitor.history[0] if key.count("/") == 2}
+    assert names == {"net.0", "net.4"}
+
+
+def test_parameters_without_values_are_no_start():
+    module = Classifier(nn.Sequential(nn.LazyLinear(5), nn.Linear(5, 3)))
+    module.configure_optimizers = lambda: torch.optim.SGD(module.net[1].parameters(), lr=0.1)
+    with pytest.raises(ValueError, match=r"net.0.weight has no values yet.*; run a batch through"):
+        fit(module, FeatureLearningMonitor(strict=True))
+
+
+def test_ends_of_epochs_and_a_name_of_its_own():
+    monitor = FeatureLearningMonitor(every_n_steps=EpochEnds(), name="ntk", strict=True)
+    fit(classifier(), monitor, max_epochs=2)
+    every = FeatureLearningMonitor(every_n_steps=3, strict=True)
+    fit(classifier(), every, max_epochs=2)
+    assert [row["step"] for row in monitor.history] == [3, 6]
+    change = [row["ntk/kernel_change"] for row in monitor.history]
+    assert change == [row["feature_learning/kernel_change"] for row in every.history if row["step"] > 1]

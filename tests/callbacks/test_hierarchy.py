@@ -10,8 +10,8 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_sym.callbacks import CollapseMonitor, HierarchyMonitor
-from lightning_sym.functional import effective_rank, gram_alignment
 from lightning_sym.engine.schedule import LogSpaced
+from lightning_sym.functional import effective_rank, gram_alignment
 from tests.models import Classifier, convnet, data, fit, images, mlp, trainer
 
 

@@ -326,7 +326,8 @@ def test_two_ranks_read_what_one_reads(tmp_path):
             file.write_text(json.dumps(self.history))
 
     def options(seed):
-        return {"every_n_steps": 1, "vectors": 5, "lanczos_steps": 20, "strict": True, "seed": seed}
+        settings = {"every_n_steps": 1, "vectors": 5, "lanczos_steps": 20, "strict": True}
+        return {**settings, "seed": seed, "name": f"sharpness{seed}"}
 
     probe = data(11, seed=3)
     monitors = [Dump(**options(0)), Dump(data=probe, **options(1)), Dump(samples=4, **options(2))]
@@ -341,7 +342,7 @@ def test_two_ranks_read_what_one_reads(tmp_path):
         assert a == b
         assert len(a) == len(one) == 2
         if seed == 2:  # the first samples of both ranks are others than those of one
-            assert a[0]["sharpness/loss"] != pytest.approx(one[0]["sharpness/loss"], rel=1e-6)
+            assert a[0]["sharpness2/loss"] != pytest.approx(one[0]["sharpness2/loss"], rel=1e-6)
             continue
         for row, expected in zip(a, one, strict=True):
             assert row == pytest.approx(expected, rel=1e-3)
@@ -387,15 +388,14 @@ def test_resuming_goes_on_with_the_same_probe(tmp_path, shuffle):
         fit(classifier(), whole, loader=loader(), max_epochs=2)
         assert second.history == whole.history
     (key,) = (k for k in stored["callbacks"] if k.startswith("SharpnessMonitor"))
-    assert all(
-        torch.equal(a, b) for a, b in zip(stored["callbacks"][key]["parts"][0], second._parts[0], strict=True)
-    )
-    loss = exact(module, *second._parts[0])[1]
+    kept, probe = stored["callbacks"][key]["state"]["parts"][0], second.state["parts"][0]
+    assert all(torch.equal(a, b) for a, b in zip(kept, probe, strict=True))
+    loss = exact(module, *probe)[1]
     assert second.history[-1]["sharpness/loss"] == pytest.approx(float(loss), rel=1e-5)
     module = classifier()
     torch.manual_seed(8)
     fit(module, second, loader=loader(), max_epochs=1)  # another run has a probe of its own
-    assert torch.equal(second._parts[0][0], first._parts[0][0]) != shuffle
+    assert torch.equal(second.state["parts"][0][0], first.state["parts"][0][0]) != shuffle
 
 
 def test_bad_input_is_named():
@@ -417,16 +417,14 @@ def test_bad_input_is_named():
     [
         (
             {"loss": lambda module, batch: module(batch[0])},
-            r"loss must return a scalar tensor, .* got \(8, 3\)",
+            r"loss=.* must return a scalar tensor, .* got \(8, 3\)",
         ),
-        ({"loss": lambda module, batch: None}, "loss must return a scalar tensor, .* got NoneType"),
+        ({"loss": lambda module, batch: None}, "loss=.* must return a scalar tensor, .* got NoneType"),
         ({"loss": lambda module, batch: torch.ones(())}, "loss must depend on the parameters"),
     ],
 )
 def test_a_bad_loss_is_one_warning_unless_strict(options, message):
-    with pytest.warns(
-        UserWarning, match=f"SharpnessMonitor failed at step 1 in measure: .*{message}"
-    ) as seen:
+    with pytest.warns(UserWarning, match=f"SharpnessMonitor failed in read at step 1: .*{message}") as seen:
         run = fit(classifier(), SharpnessMonitor(every_n_steps=1, **options))
     assert len([w for w in seen if "SharpnessMonitor" in str(w.message)]) == 1
     assert run.global_step == 9

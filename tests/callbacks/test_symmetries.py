@@ -1,4 +1,4 @@
-"""The search for symmetries that monitors share: on a few samples, and the first rank's on all."""
+"""The search for symmetries that monitors share: on a few samples, and rank 0's on all ranks."""
 
 from __future__ import annotations
 
@@ -6,37 +6,50 @@ import json
 
 import pytest
 import torch
+from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_sym.callbacks import Monitor
-from lightning_sym.callbacks._symmetries import SAMPLES, symmetries_of
+from lightning_sym.callbacks.symmetries import SAMPLES, symmetries_of
+from lightning_sym.engine.run import Run
+from lightning_sym.sandbox import Sandbox
 from tests.models import Classifier, mlp, trainer
 
 
-class Alone:
-    """A trainer as far as the search knows it."""
+def run_of(net, batch):
+    run = Run(net)
+    run.sandbox, run.batch = Sandbox(net), batch
+    return run
 
-    class strategy:
-        @staticmethod
-        def broadcast(value, source):
-            return value
+
+class Counts(nn.Module):
+    """Notes the samples of each pass where copies of it do, too."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+
+    def forward(self, x):
+        SIZES.append(len(x))
+        return self.net(x)
+
+
+SIZES: list[int] = []
 
 
 def test_it_runs_on_a_few_samples_of_a_copy():
-    sizes: list[int] = []
-    net = mlp(4, 6, 3)
-    net.register_forward_pre_hook(lambda module, args: sizes.append(len(args[0])))
-    batch = {"x": torch.randn(500, 4), "y": torch.zeros(500)}
-    found = symmetries_of(Alone(), net, batch, inputs="x")
-    assert sizes
-    assert set(sizes) == {SAMPLES}
+    SIZES.clear()
+    net = Counts(mlp(4, 6, 3))
+    found = symmetries_of(run_of(net, {"x": torch.randn(500, 4), "y": torch.zeros(500)}), inputs="x")
+    assert SIZES
+    assert set(SIZES) == {SAMPLES}
     assert {symmetry.kind for symmetry in found} >= {"permutation", "signflip"}
     assert all(symmetry.module is net for symmetry in found)
 
 
-def test_its_error_is_the_users_to_read():
-    with pytest.raises(ValueError, match="inputs='z'"):
-        symmetries_of(Alone(), mlp(4, 6, 3), {"x": torch.randn(5, 4)}, inputs="z")
+def test_its_error_names_the_argument():
+    with pytest.raises(RuntimeError, match="inputs='z'"):
+        symmetries_of(run_of(mlp(4, 6, 3), {"x": torch.randn(5, 4)}), inputs="z")
 
 
 class Finds(Monitor):
@@ -48,9 +61,10 @@ class Finds(Monitor):
         super().__init__(every_n_steps=1, strict=True)
         self.path = path
 
-    def prepare(self, trainer, pl_module, batch):
-        found = symmetries_of(trainer, pl_module, batch, inputs=0 if trainer.global_rank == 0 else 7)
-        (self.path / f"{trainer.global_rank}.json").write_text(json.dumps([str(s) for s in found]))
+    def prepare(self, seen):
+        rank = seen.run.ranks.rank
+        found = symmetries_of(seen.run, inputs=0 if rank == 0 else 7)
+        (self.path / f"{rank}.json").write_text(json.dumps([str(s) for s in found]))
 
     def read(self, seen):
         return iter(())

@@ -261,7 +261,9 @@ class Tunable(Classifier):
 
 @pytest.mark.filterwarnings("ignore:.*train_dataloader.*")
 @pytest.mark.parametrize("first", [False, True])
-@pytest.mark.parametrize("how", ["plain", "lr_find", "scale_batch_size", "LearningRateFinder", "BatchSizeFinder"])
+@pytest.mark.parametrize(
+    "how", ["plain", "lr_find", "scale_batch_size", "LearningRateFinder", "BatchSizeFinder"]
+)
 def test_a_run_that_was_tuned_first_begins_shifted_once(how, first, tmp_path):
     """Tuners save and restore the callbacks' states, and end by an exception of their own."""
     syre, begun, module = Syre(sigma=0.3, start="shift"), Begun(), Tunable()
@@ -318,6 +320,20 @@ def test_a_checkpoint_of_no_step_has_the_shift_in_it(start, tmp_path):
     trainer(max_steps=1, callbacks=[Syre(sigma=0.3, start=start)]).fit(resumed, batches(), ckpt_path=path)
     moved = syre.handles[0].offsets()["net.0.weight"] if start == "shift" else 0
     torch.testing.assert_close(resumed.net[0].weight, before + moved, rtol=1e-12, atol=1e-12)
+
+
+def test_a_run_that_began_without_a_shift_is_not_shifted_when_it_goes_on(tmp_path):
+    fit = trainer(max_epochs=1, callbacks=[Syre(sigma=0.3)])
+    fit.fit(model(), batches())
+    fit.save_checkpoint(tmp_path / "half.ckpt")
+    ends = []
+    for start in ("keep", "shift"):
+        net = model()
+        trainer(max_epochs=2, callbacks=[Syre(sigma=0.3, start=start)]).fit(
+            net, batches(), ckpt_path=tmp_path / "half.ckpt"
+        )
+        ends.append(list(net.parameters()))
+    assert all(torch.equal(a, b) for a, b in zip(*ends, strict=True))
 
 
 def test_trainers_of_the_twin_package_are_served_alike(tmp_path):

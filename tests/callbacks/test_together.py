@@ -8,18 +8,22 @@ from lightning.pytorch import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from lightning_sym import callbacks
-from lightning_sym.callbacks import base
+from lightning_sym.engine import lightning as driving
 from lightning_sym.engine.schedule import LogSpaced
 from tests.models import Classifier, Witness, convnet, images, trainer
 
-EVERY = [kind for kind in vars(callbacks).values() if isinstance(kind, type) and issubclass(kind, Callback)]
+EVERY = [
+    kind
+    for kind in vars(callbacks).values()
+    if isinstance(kind, type) and issubclass(kind, Callback) and kind is not callbacks.Monitors
+]
 
 
 def everything():
     shared = {"every_n_steps": LogSpaced(3), "strict": True}
     return [
         *callbacks.monitors("full", targets=1, **shared),
-        callbacks.CollapseMonitor(causes=True, histograms=True, layers="net.*", **shared),
+        callbacks.CollapseMonitor(causes=True, histograms=True, layers="net.*", name="causes", **shared),
         callbacks.BalanceMonitor(details=True, **shared),
         callbacks.SharpnessMonitor(per_layer=True, vectors=2, lanczos_steps=3, **shared),
         callbacks.FeatureLearningMonitor(samples=4, **shared),
@@ -92,22 +96,22 @@ def test_validation_within_an_accumulated_step_is_not_the_step():
 
 def test_forked_processes_end_whatever_the_number_of_readings(tmp_path, monkeypatch):
     """Lightning's launcher waits for them before it reads the pipe that they fill."""
-    monkeypatch.setattr(base, "RETURNABLE", 12_000)  # the same, without a thousand layers
+    monkeypatch.setattr(driving, "RETURNABLE", 12_000)  # the same, without a thousand layers
 
     class Keys(Callback):
         def on_train_end(self, trainer, pl_module):
-            held = base._stored_size(trainer.callback_metrics)
+            held = driving._stored_size(trainer.callback_metrics)
             (tmp_path / f"{trainer.global_rank}.txt").write_text(str(held))
 
     watching = callbacks.monitors("standard", every_n_steps=2, strict=True)
     run = trainer(callbacks=[*watching, Keys()], devices=2, strategy="ddp_fork", max_steps=2)
     run.fit(Classifier(convnet()), images())
-    assert int((tmp_path / "0.txt").read_text()) > 2 * base.RETURNABLE
-    assert base._stored_size(run.callback_metrics) <= base.RETURNABLE
+    assert int((tmp_path / "0.txt").read_text()) > 2 * driving.RETURNABLE
+    assert driving._stored_size(run.callback_metrics) <= driving.RETURNABLE
     assert {"collapse/score", "alignment/mean", "plasticity/dormant_units"} <= set(run.callback_metrics)
     alone = trainer(callbacks=callbacks.monitors("standard", every_n_steps=2, strict=True), max_steps=2)
     alone.fit(Classifier(convnet()), images())
-    assert "collapse/net.0/effective_rank" in alone.callback_metrics  # nothing is handed back here
+    assert "collapse/net.0/effective_rank" in alone.callback_metrics  # nothing is returned here
 
 
 def test_two_ranks_read_the_same_though_their_running_statistics_differ(tmp_path):

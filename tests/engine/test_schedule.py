@@ -2,8 +2,7 @@
 
 import pytest
 
-from lightning_sym.engine.schedule import Every, LogSpaced
-from lightning_sym.engine.schedule import as_schedule
+from lightning_sym.engine.schedule import Every, LogSpaced, as_schedule
 
 
 def due(schedule, until):

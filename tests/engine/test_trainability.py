@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from lightning_sym.engine.batch import Arguments
-from lightning_sym.engine.sandbox import Sandbox
 from lightning_sym.engine.trainability import trainability
+from lightning_sym.sandbox import Sandbox
 
 
 def network():

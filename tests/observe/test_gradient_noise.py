@@ -35,7 +35,9 @@ class Keep(Monitor):
         return observable(module) if self.layers is None else super().choose(module)
 
     def read(self, seen):
-        self.seen = {layer.name: Noise(layer.get(self.noise), layer.reason(self.noise)) for layer in seen.layers}
+        self.seen = {
+            layer.name: Noise(layer.get(self.noise), layer.reason(self.noise)) for layer in seen.layers
+        }
         return iter(())
 
 
@@ -443,7 +445,9 @@ def test_only_layers_that_it_was_asked_of_have_it():
 
         def read(self, seen):
             noise = GradientNoise()
-            self.seen.update({layer.name: (layer[self.gradients].n, layer.get(noise)) for layer in seen.layers})
+            self.seen.update(
+                {layer.name: (layer[self.gradients].n, layer.get(noise)) for layer in seen.layers}
+            )
             return iter(())
 
     net, x, y = build("linear")

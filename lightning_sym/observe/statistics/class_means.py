@@ -7,15 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from lightning_sym.functional.nearest_mean import nearest_mean_disagreements
 from lightning_sym.observe.statistics.statistic import Statistic, Tally
-from lightning_sym.observe.weights import accumulation_dtype
 from lightning_sym.observe.step import Targets
+from lightning_sym.observe.weights import accumulation_dtype
 
 if TYPE_CHECKING:
     from lightning_sym.observe.call import Call
@@ -66,7 +66,7 @@ class ClassTally(Tally):
     def __init__(self, what: ClassMeans, watch: LayerWatch) -> None:
         self.what, self.watch = what, watch
         classes, width = watch.layer.out_features, watch.layer.in_features
-        kind = {"dtype": accumulation_dtype(watch.device), "device": watch.device}
+        kind: Any = {"dtype": accumulation_dtype(watch.device), "device": watch.device}
         self.counts_C = torch.zeros(classes, **kind)
         self.sums_CA = torch.zeros(classes, width, **kind)
         self.second_AA = torch.zeros(width, width, **kind)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
@@ -116,7 +116,7 @@ class MomentTally(Tally):
             n = fine_N.sum()
             self.counts[half] += n
             self.counts[2] += len(fine_N) - n
-            self.first_HK[half] += x_NK.sum(dim=0, dtype=self.counts.dtype)
+            self.first_HK[half] += x_NK.sum(dim=0)  # near 0 where it is float32
             self.second_HKK[half] += x_NK.mT @ x_NK
 
     def _shifted(self, x_BPK: Tensor, finite_BP: Tensor, *, whole: bool) -> Tensor:
@@ -130,9 +130,8 @@ class MomentTally(Tally):
         """Return counts and raw sums."""
         if self._shift_K is not None:
             shift_K, self._shift_K = self._shift_K.to(self.counts.dtype), None
-            n_H11 = self.counts[:2, None, None]
-            cross_HKK = self.first_HK[:, :, None] * shift_K
-            self.second_HKK += cross_HKK + cross_HKK.mT + n_H11 * torch.outer(shift_K, shift_K)
+            for n, first_K, second_KK in zip(self.counts, self.first_HK, self.second_HKK, strict=False):
+                second_KK.addr_(first_K + n * shift_K, shift_K).addr_(shift_K, first_K)
             self.first_HK += self.counts[:2, None] * shift_K
         return [self.counts, self.first_HK, self.second_HKK]
 
@@ -183,11 +182,13 @@ class SampleMoments:
     @cached_property
     def covariance_halves(self) -> tuple[Tensor, Tensor]:
         """Covariances ``[K, K]`` of each half about its own mean, unbiased (n - 1); NaN below 2 samples."""
-        n_H11 = self._n_H[:, None, None]
-        mean_HK = self._first_HK / self._n_H[:, None]
-        scatter_HKK = self._second_HKK - n_H11 * mean_HK[:, :, None] * mean_HK[:, None, :]
-        first, second = torch.where(n_H11 > 1, scatter_HKK / (n_H11 - 1), torch.nan)
-        return first, second
+        found = []
+        for n, first_K, second_KK in zip(self._n_H.tolist(), self._first_HK, self._second_HKK, strict=True):
+            if n > 1:
+                found.append(second_KK.addr(first_K, first_K, alpha=-1 / n).div_(n - 1))
+            else:
+                found.append(torch.full_like(second_KK, torch.nan))
+        return found[0], found[1]
 
     @cached_property
     def variance_share(self) -> float:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from lightning_sym.observe.layers import Layer
 
 
-class Unavailable(Exception):  # noqa: N818: not an error, a reason
+class Unavailable(Exception):  # noqa: N818
     """Why a statistic has nothing to say of a layer in this step: not a fault, but worth a sentence."""
 
 

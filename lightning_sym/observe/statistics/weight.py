@@ -5,10 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-import torch
-
 from lightning_sym.observe.statistics.statistic import Statistic, Tally, Unavailable
-from lightning_sym.observe.weights import LayerWeight, accumulation_dtype, local
+from lightning_sym.observe.weights import LayerWeight, local
 
 if TYPE_CHECKING:
     from lightning_sym.observe.hooks import LayerWatch
@@ -79,10 +77,9 @@ class UpdateTally(_OfParameters):
         """
         if self.watch.made:
             raise Unavailable("its forward makes the weight, so that the next one is not known yet")
-        after = self.watch.layer.blocks()  # of a sharded weight on all ranks, whether or not it ran on this one
+        after = self.watch.layer.blocks()  # a sharded one on all ranks, whether or not it ran here
         if self.watch.calls and (before := self.watch.weight()).norm > 0:
-            change = torch.linalg.vector_norm(after - before.blocks, dtype=accumulation_dtype(after.device))
-            self.update = float(change) / before.norm
+            self.update = LayerWeight(after - before.blocks).norm / before.norm
 
     def result(self) -> float | None:
         """Return the relative size of the update."""

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from lightning_sym.engine.copier import Copier
+from lightning_sym.sandbox.copier import Copier
 
 
 def lightning_kind(module: nn.Module) -> type | None:

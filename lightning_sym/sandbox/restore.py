@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from lightning_sym.engine.copier import own_classes
+from lightning_sym.sandbox.copier import own_classes
 
 
 @contextlib.contextmanager

@@ -12,7 +12,7 @@ from lightning.fabric import Fabric
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_sym.engine.sandbox import Sandbox, training_loss
+from lightning_sym.sandbox import Sandbox, training_loss
 
 REGISTRY: list[type] = []
 

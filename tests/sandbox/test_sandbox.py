@@ -13,8 +13,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from lightning_sym.engine.sandbox import NotApartError, Sandbox, training_loss
-from tests.engine.nasty_modules import NASTY, Base, CountsInItsClass, Kept, Statistics, shared_weight
+from lightning_sym.sandbox import NotApartError, Sandbox, training_loss
+from tests.sandbox.nasty_modules import NASTY, Base, CountsInItsClass, Kept, Statistics, shared_weight
 
 
 def no_function(apart, x):

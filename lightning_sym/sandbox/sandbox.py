@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from lightning_sym.engine.copier import Copier, NotApartError, Uncopied
-from lightning_sym.engine.muted import lightning_kind, mute
-from lightning_sym.engine.restore import (
+from lightning_sym.sandbox.copier import Copier, NotApartError, Uncopied
+from lightning_sym.sandbox.muted import lightning_kind, mute
+from lightning_sym.sandbox.restore import (
     EAGER,
     PLAIN_ATTENTION,
     PLAIN_RECURRENCE,
@@ -43,7 +43,7 @@ def _identity(x: Any) -> Any:
 class Sandbox:
     """Runs a module apart from itself, as often as wanted.
 
-    Inside of :meth:`open` the module is copied (:class:`~lightning_sym.engine.copier.Copier`), and whatever
+    Inside of :meth:`open` the module is copied (:class:`~lightning_sym.sandbox.copier.Copier`), and whatever
     the copy does stays in it: parameters, gradients, buffers, train modes, attributes, lists, counters and
     metrics of the original do not change, none of its hooks fires, what it logs reaches nobody, and the
     random states of torch (of the CPU and the module's devices), numpy and Python are put back. Hooks that

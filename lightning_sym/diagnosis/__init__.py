@@ -1,0 +1,3 @@
+"""Sick or healthy? What readings mean, and what weights alone show, as findings."""
+
+from lightning_sym.diagnosis.finding import Finding as Finding
