@@ -1,7 +1,7 @@
-"""What share of each architecture's trained parameters is read, and whether a fit is as it was without monitors.
+"""What share of an architecture's trained parameters is read, and is a fit what it is without monitors?
 
-Each network is fitted for two steps with and without monitors of all its layers; parameters and buffers must be bitwise equal,
-and whatever is warned of is kept.
+Each network is fitted for two steps with and without monitors of all its layers; parameters and buffers
+must be bitwise equal, and whatever is warned of is kept.
 
 Run:
     python benchmarks/coverage.py --out docs/results/coverage.json
@@ -61,7 +61,9 @@ class Everything(Monitor):
                     yield Reading(layer.name, side.side, moments.second.trace())
             for what, need in zip(("activity", "weight", "update", "zeros"), self.needs[4:], strict=True):
                 if (found := layer.get(need)) is not None:
-                    value = {"activity": lambda x: x.mean.mean(), "weight": lambda x: x.norm}.get(what, float)(found)
+                    value = {"activity": lambda x: x.mean.mean(), "weight": lambda x: x.norm}.get(
+                        what, float
+                    )(found)
                     yield Reading(layer.name, what, value)
 
 
@@ -95,7 +97,9 @@ def make(name: str) -> tuple[nn.Module, tuple[Any, ...]]:
     import torchvision
 
     options, size = TORCHVISION[model]
-    return torchvision.models.get_model(model, weights=None, num_classes=5, **options), (image(size, batch=2),)
+    return torchvision.models.get_model(model, weights=None, num_classes=5, **options), (
+        image(size, batch=2),
+    )
 
 
 def loss_of(output: Any) -> Tensor:
@@ -123,8 +127,12 @@ def fit(name: str, *, watched: bool) -> tuple[dict[str, Tensor], list[str], list
                 loss_of(net(*inputs)).backward()
                 optimizer.step()
                 optimizer.zero_grad()
-    keys = sorted({key.split("/")[1] for row in (watching[0].history if watched else []) for key in row if "/" in key})
-    ours = [str(w.message) for w in caught if "lightning_sym" in str(w.filename) or "readings" in str(w.message)]
+    keys = sorted(
+        {key.split("/")[1] for row in (watching[0].history if watched else []) for key in row if "/" in key}
+    )
+    ours = [
+        str(w.message) for w in caught if "lightning_sym" in str(w.filename) or "readings" in str(w.message)
+    ]
     return net.state_dict(), ours, keys, net
 
 
@@ -150,7 +158,9 @@ def measure(name: str) -> dict[str, Any]:
 
 def main() -> None:
     """Measure all, print a table and save it."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", type=Path, default=Path("docs/results/coverage.json"))
     parser.add_argument("--only", nargs="*", help="names of architectures")
     args = parser.parse_args()
@@ -159,12 +169,16 @@ def main() -> None:
     for name in args.only or networks():
         row = rows[name] = measure(name)
         said = f"; {len(row['warnings'])} warnings" if row["warnings"] else ""
-        print(f"{name:32} {row['share']:.3f} of {row['trained']:>9} {'bitwise' if row['bitwise'] else 'DIFFERS'}"
-              f" {row['layers read']:3} of {row['layers']:3} layers {row['seconds']:5.1f} s{said}; {row['missing'][:110]}", flush=True)  # fmt: skip
+        same = "bitwise" if row["bitwise"] else "DIFFERS"
+        same = f"{row['share']:.3f} of {row['trained']:>9} {same}"
+        read = f"{row['layers read']:3} of {row['layers']:3} layers {row['seconds']:5.1f} s"
+        print(f"{name:32} {same} {read}{said}; {row['missing'][:110]}", flush=True)
         for text in row["warnings"]:
             print("    !", text[:300])
     if not args.only:
-        write_json(args.out, config={"steps": STEPS, "monitors": "all statistics of all layers"}, results=rows)
+        write_json(
+            args.out, config={"steps": STEPS, "monitors": "all statistics of all layers"}, results=rows
+        )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Small random networks built as well-known ones are: which layers, called how. Own code, made to be fitted once.
+"""Small random networks built as well-known ones are: which layers, called how. Made to be fitted once.
 
 Each maker returns a network and what it is called with. Sizes are small; kinds of layers, sharing of
 weights and the way products are written are those of the originals.
@@ -6,6 +6,7 @@ weights and the way products are written are those of the originals.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -23,7 +24,9 @@ def words(batch: int = 4, length: int = 8) -> Tensor:
     return torch.randint(0, WORDS, (batch, length))
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, heads: int, bias: Tensor | float = 0.0, *, causal: bool = False) -> Tensor:
+def attend(
+    q: Tensor, k: Tensor, v: Tensor, heads: int, bias: Tensor | float = 0.0, *, causal: bool = False
+) -> Tensor:
     """Attention of several heads, written out."""
     q, k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, k, v))
     scores = q @ k.mT / math.sqrt(q.shape[-1]) + bias
@@ -199,7 +202,10 @@ class Llama(nn.Module):
         x = self.embed_tokens(ids)
         for block in self.layers:
             a, h = block["self_attn"], block["norm"](x)
-            k, v = (a[name](h).unflatten(-1, (2, -1)).repeat_interleave(2, 2).flatten(2) for name in ("k_proj", "v_proj"))
+            k, v = (
+                a[name](h).unflatten(-1, (2, -1)).repeat_interleave(2, 2).flatten(2)
+                for name in ("k_proj", "v_proj")
+            )
             x = x + a["o_proj"](attend(a["q_proj"](h), k, v, HEADS, causal=True))
             x = x + block["mlp"](block["post_norm"](x))
         return self.lm_head(self.norm(x))
@@ -219,7 +225,9 @@ class BERT(nn.Module):
 
     def forward(self, ids: Tensor) -> tuple[Tensor, Tensor]:
         """Return logits of words and of the next sentence."""
-        x = self.norm(self.words(ids) + self.places(torch.arange(ids.shape[1])) + self.kinds(torch.zeros_like(ids)))
+        x = self.norm(
+            self.words(ids) + self.places(torch.arange(ids.shape[1])) + self.kinds(torch.zeros_like(ids))
+        )
         x = self.encoder(x)
         return self.decoder(x), self.next(torch.tanh(self.pooler(x[:, 0])))
 
@@ -238,7 +246,9 @@ class T5(nn.Module):
         for name in ("self", "cross")[:sides]:
             parts[name] = nn.ModuleDict({p: nn.Linear(WIDTH, WIDTH, bias=False) for p in "qkvo"})
             parts[f"{name}_norm"] = RMS(WIDTH)
-        return nn.ModuleDict({**parts, "wi": nn.Linear(WIDTH, 64), "wo": nn.Linear(64, WIDTH), "norm": RMS(WIDTH)})
+        return nn.ModuleDict(
+            {**parts, "wi": nn.Linear(WIDTH, 64), "wo": nn.Linear(64, WIDTH), "norm": RMS(WIDTH)}
+        )
 
     def _bias(self, n: int, m: int) -> Tensor:
         offset = (torch.arange(n)[:, None] - torch.arange(m)[None]).clamp(-16, 15) + 16
@@ -289,7 +299,9 @@ class Seq2Seq(nn.Module):
 
     def forward(self, ids: Tensor, lengths: Tensor) -> Tensor:
         """Return logits of four steps."""
-        packed = nn.utils.rnn.pack_padded_sequence(self.words(ids).transpose(0, 1), lengths, enforce_sorted=False)
+        packed = nn.utils.rnn.pack_padded_sequence(
+            self.words(ids).transpose(0, 1), lengths, enforce_sorted=False
+        )
         memory = nn.utils.rnn.pad_packed_sequence(self.encoder(packed)[0])[0].transpose(0, 1)
         h, logits = memory.mean(1), []
         for _ in range(4):
@@ -319,7 +331,7 @@ class Graph(nn.Module):
     def __init__(self, *, attention: bool = False) -> None:
         super().__init__()
         widths = [8, WIDTH, WIDTH, 5]
-        self.lins = nn.ModuleList(Graph.Linear(a, b) for a, b in zip(widths, widths[1:], strict=False))
+        self.lins = nn.ModuleList(Graph.Linear(a, b) for a, b in itertools.pairwise(widths))
         self.biases = nn.ParameterList(torch.zeros(b) for b in widths[1:])
         self.scores = nn.ParameterList(torch.randn(2, b) for b in widths[1:]) if attention else None
 
@@ -363,7 +375,9 @@ class TFT(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return quantiles of each step."""
         shares = self.select(x).softmax(-1)
-        seen = torch.stack([grn(x[..., i : i + 1]) for i, grn in enumerate(self.each)], -1) @ shares[..., None]
+        seen = (
+            torch.stack([grn(x[..., i : i + 1]) for i, grn in enumerate(self.each)], -1) @ shares[..., None]
+        )
         y = seen[..., 0] + F.glu(self.gate(self.lstm(seen[..., 0])[0]))
         return self.quantiles(self.end(y + self.attention(y, y, y, need_weights=False)[0]))
 
@@ -405,7 +419,10 @@ class StateSpace(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.in_proj, self.out_proj = nn.Linear(WIDTH, 4 * WIDTH, bias=False), nn.Linear(2 * WIDTH, WIDTH, bias=False)
+        self.in_proj, self.out_proj = (
+            nn.Linear(WIDTH, 4 * WIDTH, bias=False),
+            nn.Linear(2 * WIDTH, WIDTH, bias=False),
+        )
         self.conv1d = nn.Conv1d(2 * WIDTH, 2 * WIDTH, 4, groups=2 * WIDTH, padding=3)
         self.x_proj, self.dt_proj = nn.Linear(2 * WIDTH, 2 + 16, bias=False), nn.Linear(2, 2 * WIDTH)
         self.A_log, self.D = nn.Parameter(torch.randn(2 * WIDTH, 8)), nn.Parameter(torch.ones(2 * WIDTH))
@@ -417,7 +434,10 @@ class StateSpace(nn.Module):
         dt, b, c = self.x_proj(u).split([2, 8, 8], -1)
         dt, h, ys = F.softplus(self.dt_proj(dt)), torch.zeros(len(x), 2 * WIDTH, 8), []
         for t in range(x.shape[1]):
-            h = h * (-dt[:, t, :, None] * self.A_log.exp()).exp() + (dt[:, t] * u[:, t])[..., None] * b[:, t, None]
+            h = (
+                h * (-dt[:, t, :, None] * self.A_log.exp()).exp()
+                + (dt[:, t] * u[:, t])[..., None] * b[:, t, None]
+            )
             ys.append((h * c[:, t, None]).sum(-1))
         return self.out_proj((torch.stack(ys, 1) + u * self.D) * F.silu(z))
 
@@ -442,7 +462,9 @@ def discriminator() -> nn.Module:
 
 def lazy() -> nn.Module:
     """Return a network that learns its shapes from its first batch."""
-    return nn.Sequential(nn.LazyConv2d(8, 3), nn.ReLU(), nn.Flatten(), nn.LazyLinear(16), nn.ReLU(), nn.LazyLinear(4))
+    return nn.Sequential(
+        nn.LazyConv2d(8, 3), nn.ReLU(), nn.Flatten(), nn.LazyLinear(16), nn.ReLU(), nn.LazyLinear(4)
+    )
 
 
 def image(size: int = 16, batch: int = 4, channels: int = 3) -> Tensor:
@@ -459,7 +481,7 @@ OWN: dict[str, Maker] = {
     "Mixtral": lambda: (Llama(Sparse), (words(),)),
     "experts by bmm": lambda: (Llama(lambda: Batched("bmm")), (words(),)),
     "experts by einsum": lambda: (Llama(lambda: Batched("einsum")), (words(),)),
-    "Mamba": lambda: (nn.Sequential(nn.Embedding(WORDS, WIDTH), StateSpace(), nn.Linear(WIDTH, WORDS)), (words(),)),
+    "Mamba": lambda: (nn.Sequential(nn.Embedding(WORDS, WIDTH), StateSpace(), nn.Linear(WIDTH, 8)), (words(),)),
     "LSTM language model": lambda: (RecurrentLM(nn.LSTM, num_layers=2, dropout=0.2), (words(),)),
     "tied GRU language model": lambda: (RecurrentLM(nn.GRU, tied=True), (words(),)),
     "bidirectional RNN": lambda: (RecurrentLM(nn.RNN, bidirectional=True), (words(),)),
@@ -473,7 +495,8 @@ OWN: dict[str, Maker] = {
     "recommender": lambda: (Recommender(), (torch.randn(8, 13), torch.randint(0, 50, (8, 5)))),
     "lazy convolutional network": lambda: (lazy(), (image(8),)),
     "torch's Transformer": lambda: (
-        nn.Transformer(WIDTH, HEADS, 2, 2, 64, batch_first=True), (torch.randn(4, 6, WIDTH), torch.randn(4, 5, WIDTH)),
+        nn.Transformer(WIDTH, HEADS, 2, 2, 64, batch_first=True),
+        (torch.randn(4, 6, WIDTH), torch.randn(4, 5, WIDTH)),
     ),
 }  # fmt: skip
 
@@ -492,7 +515,10 @@ TIMM: dict[str, tuple[dict[str, Any], int]] = {
     "beit_base_patch16_224": ({"img_size": 32, "depth": 2, "embed_dim": 48, "num_heads": 4}, 32),
     "eva02_tiny_patch14_224": ({"img_size": 28, "depth": 2}, 28),
     "swin_tiny_patch4_window7_224": ({"img_size": 56, "embed_dim": 24, "depths": (1, 1, 1, 1)}, 56),
-    "swinv2_tiny_window8_256": ({"img_size": 64, "embed_dim": 24, "depths": (1, 1, 1, 1), "window_size": 2}, 64),
+    "swinv2_tiny_window8_256": (
+        {"img_size": 64, "embed_dim": 24, "depths": (1, 1, 1, 1), "window_size": 2},
+        64,
+    ),
     "cait_xxs24_224": ({"img_size": 32, "depth": 2}, 32),
     "xcit_nano_12_p16_224": ({"img_size": 32, "depth": 2}, 32),
     "mixer_s32_224": ({"img_size": 32}, 32),

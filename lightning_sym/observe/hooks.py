@@ -187,7 +187,9 @@ class LayerWatch:
         rough = 1e-3 if self.device.type == "cuda" else 1e-5  # TF32
         tolerance = 1e-2 if kinds - {torch.float32, torch.float64} else rough
         size_N = h_NA.abs().amax(1) * weight.blocks.double().abs().sum(-1).amax()
-        size_N = (size_N + (0.0 if weight.bias is None else weight.bias.double().abs().amax())).clamp_min(1e-30)
+        size_N = (size_N + (0.0 if weight.bias is None else weight.bias.double().abs().amax())).clamp_min(
+            1e-30
+        )
         if made_NO.shape != y_NO.shape:
             self._no_weight = "its shapes are not those of its weight"
         elif not _alike(made_NO, y_NO, tolerance * size_N):

@@ -26,7 +26,10 @@ if TYPE_CHECKING:
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 #: Whose forward is one product of the layer's weight; a subclass with its own may use another weight.
-_PLAIN = {**dict.fromkeys((nn.Linear, nn.Embedding, nn.EmbeddingBag), ("forward",)), **dict.fromkeys(CONVOLUTIONS, ("forward", "_conv_forward"))}
+_PLAIN: dict[type[nn.Module], tuple[str, ...]] = {
+    **dict.fromkeys((nn.Linear, nn.Embedding, nn.EmbeddingBag), ("forward",)),
+    **dict.fromkeys(CONVOLUTIONS, ("forward", "_conv_forward")),
+}
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -224,7 +227,13 @@ class Layer:
         return output
 
     def seen(
-        self, watch: LayerWatch, capture: Capture | None, module: nn.Module, args: Any, kwargs: Any, output: Any
+        self,
+        watch: LayerWatch,
+        capture: Capture | None,
+        module: nn.Module,
+        args: Any,
+        kwargs: Any,
+        output: Any,
     ) -> None:
         """Show a call of the module to a watch."""
         try:

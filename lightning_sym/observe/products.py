@@ -187,7 +187,8 @@ class Capture(TorchFunctionMode):
         if name in _KINDS and isinstance(result, Tensor):
             found = _KINDS[name](*args, **kwargs)
             if found:
-                self._last.append(product := Product(*found[:3], result, found[3]))
+                x, weight, bias, geometry = found
+                self._last.append(product := Product(x, weight, bias, result, geometry))
                 for taker in self.takers:
                     taker(product)
 

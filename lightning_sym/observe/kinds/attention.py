@@ -48,7 +48,7 @@ class Projection(Layer):
         return bias if isinstance(bias, Tensor) else None  # type: ignore[return-value]
 
     def batch_first(self, x: Tensor, batch: int | None) -> Tensor:
-        """Return a tensor with samples first: attention works on ``[P, B, width]``, and flat on its output."""
+        """Return a tensor with samples first: attention works on ``[P, B, width]``, flat on its output."""
         return x.reshape(-1, batch or 1, x.shape[-1]).transpose(0, 1)
 
     def few(self, x: Tensor, most: int) -> Tensor:
@@ -104,7 +104,7 @@ class _Shown:
         offset = (weight.storage_offset() - parameter.storage_offset()) // weight.shape[1]
         packed = parameter.shape[0] > layer.out_features
         first = ATTENTION_PARTS.index(layer.part) * layer.out_features if packed else 0  # type: ignore[arg-type]
-        start = first - offset
+        start = int(first - offset)
         if 0 <= start < weight.shape[0]:
             self.watch.see(x, result, part=partial(_columns, start, start + layer.out_features))
 
