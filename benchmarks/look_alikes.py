@@ -481,7 +481,9 @@ OWN: dict[str, Maker] = {
     "Mixtral": lambda: (Llama(Sparse), (words(),)),
     "experts by bmm": lambda: (Llama(lambda: Batched("bmm")), (words(),)),
     "experts by einsum": lambda: (Llama(lambda: Batched("einsum")), (words(),)),
-    "Mamba": lambda: (nn.Sequential(nn.Embedding(WORDS, WIDTH), StateSpace(), nn.Linear(WIDTH, 8)), (words(),)),
+    "Mamba": lambda: (
+        nn.Sequential(nn.Embedding(WORDS, WIDTH), StateSpace(), nn.Linear(WIDTH, WORDS)), (words(),),
+    ),
     "LSTM language model": lambda: (RecurrentLM(nn.LSTM, num_layers=2, dropout=0.2), (words(),)),
     "tied GRU language model": lambda: (RecurrentLM(nn.GRU, tied=True), (words(),)),
     "bidirectional RNN": lambda: (RecurrentLM(nn.RNN, bidirectional=True), (words(),)),

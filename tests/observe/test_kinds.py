@@ -401,7 +401,8 @@ FIRST = {"batch_first": True}
 LENGTHS = [3, 5, 1, 4, 5, 2]
 CASES = {
     "transposed 1d": (
-        transposing(nn.ConvTranspose1d, 2, 4, 3, stride=2, padding=1, output_padding=1, out=32), (2, 4), transposed,
+        transposing(nn.ConvTranspose1d, 2, 4, 3, stride=2, padding=1, output_padding=1, out=32), (2, 4),
+        transposed,
     ),
     "transposed 2d": (
         transposing(
@@ -410,7 +411,8 @@ CASES = {
         ), (4, 2, 2), transposed,
     ),
     "transposed 3d": (
-        transposing(nn.ConvTranspose3d, 2, 2, 2, stride=1, padding=1, bias=False, out=16), (2, 3, 3, 3), transposed,
+        transposing(nn.ConvTranspose3d, 2, 2, 2, stride=1, padding=1, bias=False, out=16), (2, 3, 3, 3),
+        transposed,
     ),
     "cropped": (transposing(nn.ConvTranspose1d, 2, 3, 2, stride=2, padding=2, out=6), (2, 3), transposed),
     "lstm": (lambda: Recurrent(nn.LSTM, batch_first=True), (5, 3), recurrent),

@@ -31,6 +31,8 @@ class Adapter:
             by default that itself. It must be a tensor that goes on, since its gradient is read.
 
     Example:
+        >>> import torch
+        >>> from lightning_sym.observe import Adapter, register_layer, watchable_layers
         >>> class Projector(nn.Module):
         ...     def __init__(self):
         ...         super().__init__()
