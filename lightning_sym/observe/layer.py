@@ -68,6 +68,8 @@ class Layer:
     linear: ClassVar[bool] = True
     #: Whether a call's rows are the batch's samples, in order.
     in_order: ClassVar[bool] = True
+    #: Whether a call of the module takes the layer's input first and returns its output.
+    by_call: ClassVar[bool] = True
 
     def __repr__(self) -> str:
         return f"Layer {self.name!r} ({self.in_features or 'index'} -> {self.out_features})"
@@ -225,6 +227,10 @@ class Layer:
     def output_of(self, output: Any) -> Any:
         """Return the output out of what a call returned."""
         return output
+
+    def mine(self, output: Tensor) -> Tensor:
+        """Return this layer's part of what its module put out."""
+        return output if self.span is None else _last(*self.span, output)
 
     def seen(
         self,

@@ -25,6 +25,8 @@ FUSED = ("qkv", "to_qkv", "qkv_proj", "in_proj_qkv", "c_attn", "Wqkv")
 class Projection(Layer):
     """One of the four projections of an ``nn.MultiheadAttention``."""
 
+    by_call = False
+
     @property
     def holder(self) -> tuple[nn.Module, str]:
         """The module and the attribute that hold the weight (mostly all projections' together)."""

@@ -30,7 +30,7 @@ Take = Callable[[Tensor], Tensor]
 class Expert(Layer):
     """One expert of a stack; its part is its number."""
 
-    in_order = False
+    in_order = by_call = False
 
     @property
     def no_noise(self) -> str:

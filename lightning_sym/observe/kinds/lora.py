@@ -27,6 +27,8 @@ class LowRankPair(Layer):
     ``h_a`` is what A takes in and ``h_b`` what B puts out, before the adapter's scale.
     """
 
+    by_call = False
+
     first: nn.Module = field(default_factory=nn.Identity, repr=False)
     second: nn.Module = field(default_factory=nn.Identity, repr=False)
 

@@ -40,6 +40,8 @@ class RecurrentMap(Layer):
     that of the step's pre-activations, which of a GRU's new gate differ between both maps.
     """
 
+    by_call = False
+
     @property
     def no_noise(self) -> str:
         """Why gradient noise is not read of an LSTM's projection, which has no pre-activation."""
