@@ -54,9 +54,9 @@ class PlasticityMonitor(Monitor):
         ``plasticity/dormant_units``, ``plasticity/feature_rank``: means over layers.
         ``plasticity/trainability``: at epoch ends, if asked for: how far a copy of the module gets on
             random targets, over how far a freshly initialised twin gets
-            (:func:`~lightning_sym.engine.trainability.trainability`); 1 is as good as new. The inputs are those
-            of the last batch, at most 256 samples of all ranks; where they can't be cut into samples, each
-            rank's own, and the mean over ranks is read.
+            (:func:`~lightning_sym.engine.trainability.trainability`); 1 is as good as new. Its inputs are
+            those of the last batch, at most 256 samples of all ranks; where they can't be cut into samples,
+            each rank's own, and the mean over ranks is read.
 
     Args:
         every_n_steps: an interval in optimizer steps, or a schedule. Step 1 is always due.

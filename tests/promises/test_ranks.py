@@ -101,8 +101,8 @@ OF_NUMBERS = ("plasticity/trainability",)
 def test_ranks_whose_batches_differ_count_by_their_samples(kind, ranks, tmp_path):
     """Rank 0 has a sample more, the last one less.
 
-    DDP averages gradients over ranks, not over samples: parameters stand still here, so that what is read is of
-    the same network. What is of the optimizer's gradient itself is DDP's business and is left out.
+    DDP averages gradients over ranks, not over samples: parameters stand still here, so that what is read is
+    of the same network. What is of the optimizer's gradient itself is DDP's business and is left out.
     """
 
     def run(count: int) -> Any:
