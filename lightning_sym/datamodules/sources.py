@@ -10,10 +10,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL.Image import DecompressionBombError
 from torch import Tensor
 
+from lightning_sym._extras import need
 from lightning_sym.datamodules.augment.recipes import unknown
+
+try:
+    from PIL.Image import DecompressionBombError
+except ModuleNotFoundError:  # it comes with torchvision: without that no image is decoded
+    PILLOW: tuple[type[Exception], ...] = ()
+else:
+    PILLOW = (DecompressionBombError,)
 
 Moments = tuple[tuple[float, ...], tuple[float, ...]]
 IMAGENET: Moments = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -29,7 +36,7 @@ UNREADABLE = (  # what Pillow raises on damaged files: broken headers ask for si
     EOFError,
     struct.error,
     zlib.error,
-    DecompressionBombError,
+    *PILLOW,
 )
 DIGITS: Moments = ((0.305,) * 3, (0.376,) * 3)
 
@@ -177,6 +184,7 @@ def as_bytes(image: Any, *, channels: int, max_side: int | None) -> Tensor:
         most = max(image.shape[1:])
         if image.shape[0] == channels and (max_side is None or most <= max_side):
             return image  # as it is: nothing to convert, nothing to import
+    need("torchvision", what="Reading an image")
     from torchvision.transforms.v2 import functional as tv
 
     if isinstance(image, np.ndarray | Tensor):
@@ -214,6 +222,7 @@ def _splits_of(source: str) -> tuple[Any, ...]:
 
 
 def _torchvision(source: str, root: str, split: Any, *, fetch: bool) -> Any:
+    need("torchvision", what=f"source {source!r}")
     import torchvision
 
     reader = getattr(torchvision.datasets, TORCHVISION[source][0])
@@ -221,6 +230,7 @@ def _torchvision(source: str, root: str, split: Any, *, fetch: bool) -> Any:
 
 
 def _folder(root: Path) -> Any:
+    need("torchvision", what="A folder of images")
     from torchvision.datasets import ImageFolder
 
     try:
@@ -234,13 +244,11 @@ def _folder(root: Path) -> Any:
 
 def _hub(source: str) -> tuple[_HubRows, _HubRows | None]:
     name = source.removeprefix("hub:")
-    try:
-        import datasets
-    except ImportError as error:
-        raise ModuleNotFoundError(
-            f"source {source!r}: there is no such folder, and a data set of the hub needs the extra "
-            "'hub': pip install lightning-sym[hub]"
-        ) from error
+    need(
+        "datasets", what=f"source {source!r}: there is no such folder, and a data set of the Hugging Face hub"
+    )
+    import datasets
+
     splits = datasets.load_dataset(name)
     if "train" not in splits:
         raise ValueError(f"source {source!r} has no split 'train', but {sorted(splits)}")
@@ -249,6 +257,7 @@ def _hub(source: str) -> tuple[_HubRows, _HubRows | None]:
 
 
 def _digits() -> list[tuple[Tensor, int]]:
+    need("sklearn", what="source 'digits'")
     from sklearn.datasets import load_digits
 
     digits = load_digits()
