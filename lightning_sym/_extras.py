@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 
 EXTRAS = {
+    "PIL": "ssl",
     "datasets": "hub",
     "matplotlib": "plots",
     "sklearn": "demo",

@@ -19,7 +19,9 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 # Every distribution that only an extra brings, by its import names.
 OPTIONAL = {"timm", "torchvision", "PIL", "matplotlib", "tensorboard", "sklearn", "jsonargparse", "datasets"}
 
-BARE = f"OPTIONAL = {OPTIONAL!r}" + """
+BARE = (
+    f"OPTIONAL = {OPTIONAL!r}"
+    + """
 from importlib import machinery, metadata
 
 find, named = machinery.PathFinder.find_spec, metadata.Distribution.from_name
@@ -42,8 +44,13 @@ import lightning_sym
 from lightning_sym import monitors, watch
 
 for part in pkgutil.walk_packages(lightning_sym.__path__, "lightning_sym."):
-    if ".cli" not in part.name and "__main__" not in part.name:
+    if ".cli" in part.name or "__main__" in part.name:
+        continue
+    try:
         importlib.import_module(part.name)
+    except ModuleNotFoundError as error:
+        assert part.name.startswith("lightning_sym.datamodules."), part.name
+        assert str(error).endswith("pip install 'lightning-sym[ssl]'"), error
 warnings.simplefilter("error")
 torch.manual_seed(0)
 net = torch.nn.Sequential(torch.nn.Linear(6, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3))
@@ -59,6 +66,7 @@ with watch(net, optimizer, chosen) as watching:
 print(sorted({name.partition(".")[0] for name in sys.modules} & OPTIONAL), end=" ")
 print(sorted(row["step"] for row in chosen[0].history), "collapse/score" in chosen[0].history[-1])
 """
+)
 
 
 def test_every_module_imports_and_a_plain_loop_is_watched_without_any_extra():

@@ -1,6 +1,6 @@
 """Write ``docs/keys.md``, the contract of keys, from the ``Logs:`` blocks of the monitors' docstrings.
 
-    python docs/_ext/keys.py
+python docs/_ext/keys.py
 """
 
 from __future__ import annotations

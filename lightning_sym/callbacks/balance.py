@@ -77,8 +77,8 @@ class BalanceMonitor(Monitor):
         ``balance/<layer>/<kind>/norm_in``, ``norm_out``: squared norm of each side, after the step.
         ``balance/<layer>/<kind>/step_flow``: change of ``charge`` in the step just made.
         ``balance/<layer>/<kind>/step_predicted``, ``step_discretisation``: its two parts.
-        ``balance/<layer>/<kind>/step_error``: norm over units of what they leave unexplained, over that of the change; rounding
-            for plain SGD, 0 where nothing moves.
+        ``balance/<layer>/<kind>/step_error``: norm over units of what they leave unexplained, over that of
+            the change; rounding for plain SGD, 0 where nothing moves.
         ``balance/<layer>/<kind>/charges`` (histogram): all units' charges.
     and a summary:
         ``balance/imbalance``: the mean over rescalings and rotations.
@@ -342,7 +342,8 @@ class _Rate:
 
 def _observable(module: torch.nn.Module) -> list[Layer]:
     """Return all that gradient noise can be read of."""
-    return [*watchable_layers(module), *gains(module)]
+    layers = [layer for layer in watchable_layers(module) if not (layer.has_input and layer.no_noise)]
+    return [*layers, *gains(module)]
 
 
 def _places(module: torch.nn.Module) -> dict[str, list[_Place]]:

@@ -55,8 +55,8 @@ class EigenmodeMonitor(Monitor):
 
     Logs:
         ``eigenmodes/embedding/learned``: number of modes past ``level``.
-        ``eigenmodes/embedding/date/<j>``: only when it has happened, at the reading after it, the step at which mode j (from 1)
-            passed ``level``, linear between readings.
+        ``eigenmodes/embedding/date/<j>``: the step at which mode j (from 1) passed ``level``, linear between
+            readings; only when it has, once.
         ``eigenmodes/embedding/step_likeness``: how much the learned modes came one at a time, in
             (0, 1] (:func:`~lightning_sym.functional.eigenmodes.step_likeness`); 0 before the first.
         ``eigenmodes/embedding/theory_error``: with ``theory``, the mean difference between measured

@@ -48,8 +48,8 @@ class PlasticityMonitor(Monitor):
             there are, so compare only readings of equal batches.
         ``plasticity/<layer>/nonfinite``: share of samples with a NaN or Inf; only when there are any.
         ``plasticity/dormant_units``, ``plasticity/feature_rank``: means over layers.
-        ``plasticity/trainability``: with ``trainability_steps``, at epoch ends: how far a copy of the module gets on
-            random targets, over how far a freshly initialised twin gets
+        ``plasticity/trainability``: with ``trainability_steps``, at epoch ends: how far a copy of the
+            module gets on random targets, over how far a freshly initialised twin gets
             (:func:`~lightning_sym.engine.trainability.trainability`); 1 is as good as new.
 
     Args:
@@ -105,8 +105,8 @@ class PlasticityMonitor(Monitor):
         dormant, ranks = [], []
         for layer in seen.layers:
             for what, value in self._read_layer(layer):
-                dormant += [value] if what == "dormant_units" else []
-                ranks += [value] if what == "feature_rank" else []
+                dormant += [value] if what == "dormant_units" and layer.trained else []
+                ranks += [value] if what == "feature_rank" and layer.trained else []
                 yield Reading(layer.name, what, value)
         for what, values in (("dormant_units", dormant), ("feature_rank", ranks)):
             if values:

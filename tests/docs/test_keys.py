@@ -10,7 +10,6 @@ from lightning.pytorch.loggers.logger import Logger
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_sym import callbacks
 from lightning_sym.datamodules import GaussianBumpsDataModule
 from lightning_sym.papers.composition import MLPDecoder
 from lightning_sym.papers.learning_circuit import LearningCircuit
@@ -163,7 +162,9 @@ def test_every_key_is_documented_and_every_documented_key_is_logged(name, tmp_pa
     assert missing == []
 
 
-@pytest.mark.parametrize("name", [name for name in BLOCKS if any(item.option for _, item, _ in patterns(name))])
+@pytest.mark.parametrize(
+    "name", [name for name in BLOCKS if any(item.option for _, item, _ in patterns(name))]
+)
 def test_keys_of_an_option_are_logged_with_it_alone(name, tmp_path):
     found = logged(name, tmp_path, everything=False)
     always = [pattern for _, item, pattern in patterns(name) if not item.option or item.option == "picture"]
