@@ -6,7 +6,7 @@ from pathlib import Path
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE.parent), str(HERE / "_ext")]
 
-import lightning_sym  # noqa: E402
+import lightning_sym
 
 project = "lightning_sym"
 author = "The lightning_sym authors"

@@ -36,9 +36,9 @@ with that instead of the quantity. What is written in angle brackets stands for:
 | `<parameter>` | a parameter's name in its module |
 | `<j>` | number of a mode, from 1 |
 
-Every row of `monitor.history` also has `step` (optimizer steps made) and `fit` (which fit of this monitor, from
-1). Rows with a number are scalars in every logger; a histogram, text or picture goes to loggers that take such.
-"""
+Every row of `monitor.history` also has `step` (optimizer steps made) and `fit` (which fit of this monitor,
+from 1). Rows with a number are scalars in every logger; a histogram, text or picture goes to loggers that take such.
+"""  # noqa: E501
 
 
 def blocks() -> dict[str, tuple[type[Monitor], Block]]:

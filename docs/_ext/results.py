@@ -2,7 +2,7 @@
 
 ``{num}`overhead: results/resnet18/standard/probe_in_steps/median .2g` `` is what is found at that place of
 ``overhead.json``, formatted. ``*`` stands for every entry of a list; ``min``, ``max``, ``mean`` or ``median``
-before the place makes one number of several. A missing place is an error, so that no number can outlive its file.
+before the place makes one number of several. A missing place is an error: no number outlives its file.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "docs" / "_ext"))
-import results
+import results  # noqa: E402
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "docs").glob("*/*.md"))]
 TRACED = re.compile(r"\[([^\]]+)\]\((?:docs/)?results/(\w+)\.json \"([^\"]+)\"\)")
@@ -40,7 +40,9 @@ def test_every_traced_number_is_what_its_file_says(page):
         assert results.shown(f"{file}: {place}") == written
 
 
-@pytest.mark.parametrize("page", [p for p in PAGES if p.name in TABLES], ids=lambda p: str(p.relative_to(ROOT)))
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if page.name in TABLES], ids=lambda page: str(page.relative_to(ROOT))
+)
 def test_no_number_of_a_result_is_written_by_hand(page):
     assert re.findall(r"\d[\d.,]*", prose(page.read_text())) == []
 
@@ -62,7 +64,7 @@ def test_a_number_is_found_combined_and_formatted(tmp_path, monkeypatch):
     assert results.shown("made: max a b, c/*/x ,d") == "2,000"
     assert results.shown("made: share .1%") == "1.8 %"
     for text in ("made: none .1f", "made: yes d", "made: a b, c/*/x d", "made share", "made: a b, c .1f"):
-        with pytest.raises(ValueError, match="num must be|must be one number"):
+        with pytest.raises(ValueError, match=r"num must be|must be one number"):
             results.shown(text)
     with pytest.raises(KeyError):
         results.shown("made: nowhere d")
@@ -70,5 +72,6 @@ def test_a_number_is_found_combined_and_formatted(tmp_path, monkeypatch):
 
 
 def test_a_number_by_hand_is_noticed():
-    assert re.findall(r"\d[\d.,]*", prose("ResNet-18 takes 3.1 steps, `x = 2`, [1 %](docs/results/a.json \"b d\")"))
-    assert not re.findall(r"\d", prose("ResNet-18, `x = 2`, [1 %](docs/results/a.json \"b d\")"))
+    fine = 'ResNet-18, `x = 2`, [1 %](docs/results/a.json "b d")'
+    assert not re.findall(r"\d", prose(fine))
+    assert re.findall(r"\d[\d.,]*", prose(f"{fine} takes 3.1 steps")) == ["3.1"]
