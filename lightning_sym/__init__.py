@@ -6,7 +6,13 @@ The main job from one place; each name is imported when it is first asked for.
 from __future__ import annotations
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lightning_sym.callbacks import Syre, monitors
+    from lightning_sym.engine.loop import watch
+    from lightning_sym.optim import attach_syre
+    from lightning_sym.symmetry import find_symmetries
 
 __version__ = "0.1.0"
 

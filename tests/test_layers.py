@@ -23,7 +23,7 @@ HEAVY = {
 LIGHTNING = {"lightning", "lightning_fabric", "lightning_utilities", "pytorch_lightning", "torchmetrics"}
 
 # What every sub-package may use: modules beside them that import nothing.
-SHARED = {"_names"}
+SHARED = {"_extras", "_names"}
 
 # Arrows run downwards only: a sub-package, and which others it may pull in.
 LIGHT = {

@@ -33,13 +33,13 @@ class AlignmentMonitor(Monitor):
     2410.03006). Biases are left out. Sign and scale of the gradients do not matter here.
 
     Logs:
-        ``alignment/<layer>/in/rga``, ``rwa``, ``gwa`` and ``alignment/<layer>/out/...``: Pearson
+        ``alignment/<layer>/<side>/rga``, ``rwa``, ``gwa``: on the side ``in`` or ``out``, Pearson
             correlation over matrix entries of representation and gradient (rga), representation and
             weight (rwa), gradient and weight (gwa), from two halves of the samples, so that their number
             does not bias it; in [-1, 1] up to noise. A layer fed by raw data aligns little on its
             input side by construction.
-        ``alignment/<layer>/in/null``, ``.../out/null``: the mean of the same three over random
-            rotations of the second matrix of each: what chance gives at these spectra
+        ``alignment/<layer>/<side>/null``: the mean of the same three over random rotations of the second
+            matrix of each: what chance gives at these spectra
             (:func:`~lightning_sym.functional.alignment.expected_alignment`).
         ``alignment/<layer>/nonfinite``: share of samples with a NaN or Inf; only when there are any.
         ``alignment/mean``, ``alignment/null``: means over layers, sides and relations.
@@ -47,10 +47,16 @@ class AlignmentMonitor(Monitor):
             falls with it, not bias; that of the exponents does have a bias.
     and with ``exponents``, on raw second moments, for sides no wider than the observation's cap:
         ``alignment/<layer>/<side>/<relation>_exponent``: power p of the first matrix in the second,
-            in the second's eigenbasis; with ``_low``, ``_high`` (95 %), ``_r2``, ``_directions``,
-            ``_decades`` and ``_off_diagonal`` (the fit means little where this is large).
-        ``alignment/<layer>/phase`` (text) and ``.../phase_distance``: the nearest phase of the PAH
-            table (:func:`~lightning_sym.functional.alignment.pah_phase`), and how far it is.
+            in the second's eigenbasis.
+        ``alignment/<layer>/<side>/<relation>_exponent_low``, ``<relation>_exponent_high``: its 95 %
+            interval.
+        ``alignment/<layer>/<side>/<relation>_exponent_r2``, ``<relation>_exponent_directions``,
+            ``<relation>_exponent_decades``, ``<relation>_exponent_off_diagonal``: how good the fit is, over
+            how many directions and decades of eigenvalues, and the share of the first matrix that is off
+            the diagonal of that basis (the fit means little where this is large).
+        ``alignment/<layer>/phase`` (text): the nearest phase of the PAH table
+            (:func:`~lightning_sym.functional.alignment.pah_phase`), only where both sides have exponents.
+        ``alignment/<layer>/phase_distance``: how far that phase is, at least 0; only where there is one.
 
     An undefined correlation (a constant matrix, a layer that got no gradient) is not logged.
 

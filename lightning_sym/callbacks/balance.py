@@ -66,20 +66,20 @@ class BalanceMonitor(Monitor):
             outgoing, at least 0; 1 where noise leaves the charge alone.
         ``balance/<layer>/<kind>/flow``: change of ``charge`` per optimizer step since the last reading (at
             the first, in the step just made). In float32 rounding moves charges, too, and gradients of
-            half precision are not quite at right angles to the symmetry.
+            half precision are not quite orthogonal to the symmetry.
         ``balance/<layer>/<kind>/predicted_flow``: what the law says of that time: its mean at both ends.
     for every scale:
         ``balance/<layer>/scale/charge``, ``flow``, ``predicted_flow``: the same of the squared norm.
         ``balance/<layer>/scale/equilibrium``: the squared norm at which noise and decay cancel on this ray
             (where it is reached, :math:`\eta\operatorname{tr}\Sigma/(2\lambda S)`); infinite without decay.
-    with ``details``, also:
-        ``.../noise_in``, ``noise_out``: trace of :math:`\Sigma` on each side.
-        ``.../norm_in``, ``norm_out``: squared norm of each side, after the step.
-        ``.../step_flow``: change of ``charge`` in the step just made.
-        ``.../step_predicted``, ``step_discretisation``: its two parts.
-        ``.../step_error``: norm over units of what they leave unexplained, over that of the change; rounding
-            for plain SGD, 0 where nothing moves.
-        ``.../charges``: all units' charges, a histogram.
+    with ``details``, also, ``<kind>`` including ``scale``:
+        ``balance/<layer>/<kind>/noise_in``, ``noise_out``: trace of :math:`\Sigma` on each side.
+        ``balance/<layer>/<kind>/norm_in``, ``norm_out``: squared norm of each side, after the step.
+        ``balance/<layer>/<kind>/step_flow``: change of ``charge`` in the step just made.
+        ``balance/<layer>/<kind>/step_predicted``, ``step_discretisation``: its two parts.
+        ``balance/<layer>/<kind>/step_error``: norm over units of what they leave unexplained, over that of
+            the change; rounding for plain SGD, 0 where nothing moves.
+        ``balance/<layer>/<kind>/charges`` (histogram): all units' charges.
     and a summary:
         ``balance/imbalance``: the mean over rescalings and rotations.
 

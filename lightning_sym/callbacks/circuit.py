@@ -70,7 +70,7 @@ class CircuitMonitor(Monitor):
             reconstruction); ``W_Vt`` (of Kolen-Pollack).
         ``circuit/<layer>/<pair>_cosine``: of the same matrices, in [-1, 1]: equal but for their scale.
     and a picture, where a logger takes it:
-        ``circuit/alignment``: both cosines over the readings so far.
+        ``circuit/alignment`` (picture): both cosines over the readings so far.
 
     A reading costs a forward and a backward pass and, of a circuit, one update; without ``loss`` and on
     no circuit only a copy of the watched weights and gradients.

@@ -69,17 +69,18 @@ class CollapseMonitor(Monitor):
         ``collapse/<layer>/residual_force``: only where syre is at work (the callback, or ``attach_syre``
             on an optimizer): the weakest push away from a mirror of the layer's output units, weight
             decay times theta_0 across the mirror; at least 0, and 0: units can be stuck.
-    of the classifier, when ``targets`` are given; its head is the last watched ``nn.Linear``:
-        ``collapse/nc1`` to ``collapse/nc4``: neural collapse of its inputs; each is 0 at collapse
+    with ``targets``, of the classifier, whose head is the last watched ``nn.Linear``:
+        ``collapse/nc1``, ``nc2``, ``nc3``, ``nc4``: neural collapse of its inputs; each is 0 at collapse
             (:class:`~lightning_sym.functional.neural_collapse.NeuralCollapse`).
     and a summary:
         ``collapse/score``: in [0, 1]; the mean over layers of the worst of three shares: dead input
             units, doubled output units (1 - ``distinct_units``), output directions out of use
             (1 - ``numerical_rank`` / its bound min(samples - 1, O, A)). 0: nothing lost; 1: nothing
             left.
-
         ``collapse/samples``: the least number of samples that a layer's output was read on. Ranks and
             the score depend on it: compare readings of equal ``samples``, and mind a ragged last batch.
+    with ``histograms``:
+        ``collapse/<layer>/spectrum`` (histogram): log10 of the covariance's eigenvalues over the largest.
 
     Args:
         every_n_steps: an interval in optimizer steps, or a schedule. Step 1 is always due.
@@ -93,7 +94,7 @@ class CollapseMonitor(Monitor):
         inputs: where ``causes`` finds the module's input in a batch: an index, a key or a function;
             ``None``: what its ``forward`` names, or the first entry.
         forward: what ``causes`` calls on it: a method of the module, or a function of (module, input).
-        histograms: also log each layer's covariance spectrum (log10, relative) as a histogram.
+        histograms: also log each layer's covariance spectrum.
         name: first part of its keys instead of ``collapse``.
         strict: raise what goes wrong in here instead of warning once and going on.
 

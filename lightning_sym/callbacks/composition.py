@@ -146,9 +146,10 @@ class CompositionMonitor(Monitor):
         ``composition/<layer>/readout_x``, ``.../readout_y``: coefficient of determination of a linear
             read-out fitted in distribution and scored out of distribution; at most 1.
     and pictures, where a logger takes them:
-        ``composition/images``: images drawn out of distribution, over the right ones.
-        ``composition/error_map``: relative error over the plane of coordinates.
-        ``composition/coordinates``: the grid of coordinates where the module puts it.
+        ``composition/images`` (picture): images drawn out of distribution, over the right ones.
+        ``composition/error_map`` (picture): relative error over the plane of coordinates.
+        ``composition/coordinates`` (picture): the grid of coordinates where the module puts it.
+
     A mean over images leaves out those where the measure is not defined (NaN: all of them).
 
     Args:

@@ -55,8 +55,8 @@ class EigenmodeMonitor(Monitor):
 
     Logs:
         ``eigenmodes/embedding/learned``: number of modes past ``level``.
-        ``eigenmodes/embedding/date/<j>``: at the reading after it, the step at which mode j (from 1)
-            passed ``level``, linear between readings.
+        ``eigenmodes/embedding/date/<j>``: the step at which mode j (from 1) passed ``level``, linear between
+            readings; only when it has, once.
         ``eigenmodes/embedding/step_likeness``: how much the learned modes came one at a time, in
             (0, 1] (:func:`~lightning_sym.functional.eigenmodes.step_likeness`); 0 before the first.
         ``eigenmodes/embedding/theory_error``: with ``theory``, the mean difference between measured
@@ -69,8 +69,8 @@ class EigenmodeMonitor(Monitor):
             the embedding has shrunk, see ``shrunk_below``; 1, dimensional: the rank is at most
             ``dimensional_below`` of what the samples could show, min(samples - 1, width) (early in
             learning that is as it should be); else 0.
-        ``eigenmodes/<layer>/spectrum``: the covariance's eigenvalues, as a histogram of log10.
-        ``eigenmodes/staircase``: the picture.
+        ``eigenmodes/<layer>/spectrum`` (histogram): log10 of the covariance's eigenvalues.
+        ``eigenmodes/staircase`` (picture): the eigenvalues over the steps; with ``picture``.
         ``eigenmodes/samples``: samples of the reading.
 
     ``<layer>`` is ``embedding`` or ``representation`` (before the projector; first view). Readings of

@@ -46,7 +46,8 @@ class FeatureLearningMonitor(Monitor):
         ``feature_learning/kernel_cosine``: of K_t and K_0, in [0, 1]; 1: its shape stayed.
         ``feature_learning/kernel_growth``: :math:`\operatorname{tr}K_t / \operatorname{tr}K_0`.
         ``feature_learning/weight_change``: :math:`\lVert\theta_t-\theta_0\rVert / \lVert\theta_0\rVert` of
-            all that is trained; ``feature_learning/<layer>/weight_change``: of one weight.
+            all that is trained.
+        ``feature_learning/<layer>/weight_change``: the same of one weight.
         ``feature_learning/<layer>/alignment``: zeta, :func:`~lightning_sym.functional.layer_alignment` of
             the layer's weight with its input on the probe set, in [0, 1].
         ``feature_learning/alignment``: its mean over the layers that aren't fed by data.
@@ -59,7 +60,7 @@ class FeatureLearningMonitor(Monitor):
         ``feature_learning/mechanism``: 1, alignment: ``alignment`` has risen by more than ``tolerance``; 2,
             disalignment: fallen by more; 3, rescaling: it stayed, and ``norms`` differs from 1 by
             more than ``tolerance``; 0, none. (:func:`~lightning_sym.functional.feature_learning.mechanism`)
-        ``feature_learning/summary``: both in words, when one of them changes.
+        ``feature_learning/summary`` (text): both in words, only when one of them changes.
 
     What is undefined is not logged: the alignment of a layer of which weight or inputs are zero (a low-rank
     adapter at its start), changes and growth from zero, anything that is not finite. Layers whose weight is

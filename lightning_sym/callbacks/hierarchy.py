@@ -56,7 +56,7 @@ class HierarchyMonitor(Monitor):
         ``hierarchy/<layer>/effective_units``: units that are neither zero nor another one's twin, at
             ``broken_above``; units that may be rescaled are compared by direction. For a layer that may
             be rotated, the directions broken.
-        ``hierarchy/<layer>/<what>/distances``: of its units, as a histogram; with ``histograms``.
+        ``hierarchy/<layer>/<what>/distances`` (histogram): of its units; with ``histograms``.
     of each layer:
         ``hierarchy/<layer>/rank``: effective rank of its output's covariance (before the activation), in
             [1, min(samples - 1, width)]; 0 where it does not vary.
@@ -69,10 +69,10 @@ class HierarchyMonitor(Monitor):
             the reading before: the events' markers.
         ``hierarchy/loss``: of the step, the mean over its batches and ranks; with ``loss``, that metric.
         ``hierarchy/phase``: 1 while the loss drops, 0 on a plateau
-            (:func:`~lightning_sym.functional.loss_phases`); none before the first of them.
-        ``hierarchy/alignment``: its mean over layers.
-        ``hierarchy/events``: what happened, in words; only when something did.
-        ``hierarchy/course``: the picture: loss and shares of broken units, with the events.
+            (:func:`~lightning_sym.functional.loss_phases`); only when the first of them has come.
+        ``hierarchy/alignment``: with ``reference``, its mean over layers.
+        ``hierarchy/events`` (text): what happened, in words; only when something did.
+        ``hierarchy/course`` (picture): loss and shares of broken units, with the events.
 
     The loss is that of single steps: between readings nothing is looked at. On small batches its noise
     makes phases of its own; then name an average with ``loss``, or raise ``window``.

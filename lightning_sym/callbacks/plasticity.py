@@ -52,8 +52,8 @@ class PlasticityMonitor(Monitor):
             there are, so compare only readings of equal batches.
         ``plasticity/<layer>/nonfinite``: share of samples with a NaN or Inf; only when there are any.
         ``plasticity/dormant_units``, ``plasticity/feature_rank``: means over layers.
-        ``plasticity/trainability``: at epoch ends, if asked for: how far a copy of the module gets on
-            random targets, over how far a freshly initialised twin gets
+        ``plasticity/trainability``: with ``trainability_steps``, at epoch ends: how far a copy of the
+            module gets on random targets, over how far a freshly initialised twin gets
             (:func:`~lightning_sym.engine.trainability.trainability`); 1 is as good as new. Its inputs are
             those of the last batch, at most 256 samples of all ranks; where they can't be cut into samples,
             each rank's own, and the mean over ranks is read.

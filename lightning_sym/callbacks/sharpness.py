@@ -53,7 +53,7 @@ class SharpnessMonitor(Monitor):
             have different settings, no single curvature decides: neither this nor the next is logged.
         ``sharpness/ratio``: ``top`` over ``line``; about 1 at the edge of stability (Cohen et al., 2021,
             arXiv 2103.00065).
-        ``sharpness/<layer>/trace``: on request, of each layer's own block, at no further cost.
+        ``sharpness/<layer>/trace``: with ``per_layer``, of each layer's own block, at no further cost.
 
     An undefined value (the error of a single vector, anything of a loss that is NaN) is not logged.
 

@@ -14,8 +14,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
 from torch import Tensor
+
+from lightning_sym._extras import need
+
+need("PIL", what="Reading images")
+from PIL import Image, ImageOps  # noqa: E402
 
 UNREADABLE = (  # what Pillow raises on damaged files: broken headers ask for sizes beyond all bounds, too
     OSError,
@@ -66,6 +70,7 @@ def as_bytes(image: Any, *, channels: int, max_side: int | None, upright: bool =
         most = max(image.shape[1:])
         if image.shape[0] == channels and (max_side is None or most <= max_side):
             return image  # as it is: nothing to convert, nothing to import
+    need("torchvision", what="Reading an image")
     from torchvision.transforms.v2 import functional as tv
 
     if isinstance(image, Mapping):

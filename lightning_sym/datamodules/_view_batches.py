@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 from typing_extensions import override
 
+from lightning_sym._extras import need
 from lightning_sym.datamodules._classes import Rows
 from lightning_sym.datamodules._pixels import UNREADABLE, as_bytes
 from lightning_sym.datamodules._rows import UNLABELLED, RowError
@@ -274,6 +275,7 @@ def _padded(images: list[Tensor], sizes: Tensor) -> Tensor:
 
 def _torchvision_view(image: Tensor, own: ViewParameters, n: int, size: int, recipe: ViewRecipe) -> Tensor:
     """Return one view of one uint8 image, made by torchvision's functions in the recipe's turn."""
+    need("torchvision", what="Making views in workers")
     from torchvision.transforms.v2 import functional as tv
 
     x = tv.resized_crop(image, *own.boxes[n].tolist(), [size, size], antialias=True)

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lightning_sym._extras import need
 from lightning_sym.datamodules._classes import Rows, with_numbers_of
 from lightning_sym.datamodules._folders import VAL_NAMES, open_folders
 from lightning_sym.datamodules._rows import Columns
@@ -128,6 +129,7 @@ def _splits_of(source: str) -> tuple[Any, ...]:
 
 
 def _torchvision(source: str, root: str, split: Any, *, fetch: bool) -> Any:
+    need("torchvision", what=f"source {source!r}")
     import torchvision
 
     reader = getattr(torchvision.datasets, TORCHVISION[source][0])
@@ -136,13 +138,9 @@ def _torchvision(source: str, root: str, split: Any, *, fetch: bool) -> Any:
 
 def _hub(source: str) -> Any:
     name = source.removeprefix("hub:")
-    try:
-        import datasets
-    except ImportError as error:
-        raise ModuleNotFoundError(
-            f"source {source!r}: there is no such folder, and a data set of the hub needs the extra "
-            "'hub': pip install lightning-sym[hub]"
-        ) from error
+    need("datasets", what=f"source {source!r}: there is no such folder; a data set of the hub")
+    import datasets
+
     splits = datasets.load_dataset(name)
     if "train" not in splits:
         raise ValueError(f"source {source!r} has no split 'train', but {sorted(splits)}")
@@ -150,6 +148,7 @@ def _hub(source: str) -> Any:
 
 
 def _digits() -> list[tuple[Tensor, int]]:
+    need("sklearn", what="source 'digits'")
     from sklearn.datasets import load_digits
 
     digits = load_digits()

@@ -272,7 +272,7 @@ def expected_alignment(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _expected(deviation_DD: Tensor, b_DD: Tensor) -> Tensor:
-    """Mean correlation of a unit deviation with rotations of a matrix."""
+    """Return the mean correlation of a unit deviation with rotations of a matrix."""
     size = b_DD.detach().norm()
     trace = b_DD.diagonal().sum() / torch.where(size > 0, size, torch.ones_like(size))
     spread = 1 - (trace / len(b_DD)).square()
@@ -474,7 +474,7 @@ def pah_phase(
 
 
 def _unit_deviation(a: Tensor) -> Tensor:
-    """Entries less their mean, of unit norm; NaN if what the mean leaves is rounding."""
+    """Return the entries less their mean, of unit norm; NaN if what the mean leaves is rounding."""
     size = a.detach().abs().max()
     a = a / torch.where(size > 0, size, torch.ones_like(size))  # so that no square over- or underflows
     deviation = a - a.mean()

@@ -56,7 +56,11 @@ class Memorisation(NamedTuple):
 
 
 def _as_images(images: Tensor, *, name: str) -> Tensor:
-    """Return ``images`` as ``[N, H, W]`` in the precision of computation."""
+    """Return ``images`` as ``[N, H, W]`` in the precision of computation.
+
+    Raises:
+        ValueError: naming the argument, if they are no images.
+    """
     real = as_real(images, name=name)
     if images.ndim == 4 and images.shape[1] == 1:
         real = real[:, 0]

@@ -75,7 +75,11 @@ def _list(a: Joined) -> list[Tensor]:
 
 
 def _products(a: Joined, b: Joined) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the inner products <a, b>, <a, a> and <b, b> in float64."""
+    """Return the inner products <a, b>, <a, a> and <b, b> in float64.
+
+    Raises:
+        ValueError: if the shapes differ.
+    """
     left, right = _list(a), _list(b)
     for name, side in (("a", left), ("b", right)):
         for tensor in side:

@@ -102,7 +102,7 @@ def _solve(
 def _solve_equal(
     squares: list[Tensor], dtype: torch.dtype | None, vectors: bool
 ) -> list[tuple[Tensor, Tensor]]:
-    """Solve matrices of one shape in one call."""
+    """Return eigenvalues and eigenvectors of matrices of one shape, solved in one call."""
     x_MDD = torch.stack(squares) if len(squares) > 1 else squares[0][None]
     size_M = torch.linalg.vector_norm(x_MDD, ord=torch.inf, dim=(1, 2))
     known_M = size_M.isfinite()

@@ -202,7 +202,7 @@ def _measures(
 
 
 def _variability(m_CD: Tensor, within_DD: Tensor, floor: Tensor) -> Tensor:
-    """NC1; the pseudo-inverse acts on at most C - 1 directions, those of the centred means."""
+    """Return NC1; the pseudo-inverse acts on at most C - 1 directions, those of the centred means."""
     classes = m_CD.shape[0]
     _, sigma_R, v_RD = torch.linalg.svd(m_CD, full_matrices=False)
     cut = torch.maximum(floor, sigma_R[0].detach() * torch.finfo(m_CD.dtype).eps * max(m_CD.shape))
@@ -215,7 +215,7 @@ def _variability(m_CD: Tensor, within_DD: Tensor, floor: Tensor) -> Tensor:
 
 
 def _simplex(m_CD: Tensor, floor: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """NC2: angles from the largest, spread of angles, spread of norms."""
+    """Return NC2: angles from the largest, spread of angles, spread of norms."""
     norm_C = torch.linalg.vector_norm(m_CD, dim=1)
     classes = m_CD.shape[0]
     if not norm_C.max() > floor:

@@ -236,7 +236,7 @@ def _centered(x_ND: Tensor) -> Tensor:
 
 
 def _centering_error(x_ND: Tensor) -> Tensor:
-    """Bound on the Frobenius norm that rounding leaves when the mean is subtracted."""
+    """Return a bound on the Frobenius norm that rounding leaves when the mean is subtracted."""
     return x_ND.detach().abs().max() * torch.finfo(x_ND.dtype).eps * (x_ND.numel() ** 0.5)
 
 

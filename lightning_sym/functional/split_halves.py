@@ -174,7 +174,11 @@ def _size(matrix: Tensor) -> Tensor:
 def _relations(
     matrices: Mapping[str, Halves], *, pairs: Mapping[str, tuple[str, str]]
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Return level and null level of each pair, from one table of inner products."""
+    """Return level and null level of each pair, from one table of inner products.
+
+    Raises:
+        TypeError: if a side is neither one matrix nor two.
+    """
     rows: dict[str, tuple[int, int]] = {}
     parts: list[Tensor] = []
     for name, side in matrices.items():

@@ -235,7 +235,11 @@ def unit_groups(
 def _sides(
     weight: Tensor, bias: Tensor | None, outgoing: Tensor | None, *, tolerance: float, rtol: float
 ) -> list[Tensor]:
-    """Check the arguments and return each side's vectors, a row a unit."""
+    """Return each side's vectors, a row a unit.
+
+    Raises:
+        ValueError: if ``outgoing`` is not the next layer's weight.
+    """
     check_rtol(tolerance, name="tolerance")
     check_rtol(rtol)
     w_UI = _incoming(weight, bias)
@@ -280,7 +284,7 @@ def _is_zero(w_UI: Tensor, *, rtol: float) -> Tensor:
 
 
 def _directions(w_UI: Tensor, *, rtol: float) -> Tensor:
-    """Unit vectors; zero units share one more axis of their own, so they agree with each other only."""
+    """Return unit vectors; zero units share one more axis of their own, they agree with each other only."""
     w_UI = _in_range(w_UI)
     norm_U = torch.linalg.vector_norm(w_UI, dim=1)
     zero_U = norm_U <= rtol * norm_U.max()

@@ -76,7 +76,7 @@ class SimCLRLoss(PairLoss):
 
 
 def _unit(z_ND: Tensor) -> Tensor:
-    """Scale rows to length one and leave zero rows zero, with a finite gradient there too."""
+    """Return rows of length one, and zero rows as they are, with a finite gradient there too."""
     largest_N1 = z_ND.detach().abs().amax(dim=1, keepdim=True)  # first: squares of 1e-30 underflow
     z_ND = z_ND / largest_N1.where(largest_N1 > 0, 1.0)
     norm_N1 = torch.linalg.vector_norm(z_ND, dim=1, keepdim=True)

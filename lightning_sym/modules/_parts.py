@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from lightning_sym._extras import need
+
 
 def backbone(name: str, *, small_images: bool = False, **options: Any) -> tuple[nn.Module, int]:
     """Return any timm model without its classifier, and the width of its representation.
@@ -27,6 +29,7 @@ def backbone(name: str, *, small_images: bool = False, **options: Any) -> tuple[
     Raises:
         ValueError: if timm does not know the name, or the model has no small-image stem.
     """
+    need("timm", what=f"The backbone {name!r}")
     import timm
 
     if not timm.is_model(name):
@@ -82,6 +85,7 @@ def projector(features: int, widths: Sequence[int], *, last_norm: bool = False) 
 
 def synchronised(module: nn.Module) -> nn.Module:
     """Return the module with batch statistics of all ranks, parameters and fused activations as before."""
+    need("timm", what="Batch statistics of all ranks")
     from timm.layers import convert_sync_batchnorm
 
     return convert_sync_batchnorm(module)
@@ -142,6 +146,7 @@ def optimizer_class(kind: str | type[torch.optim.Optimizer]) -> type[torch.optim
     if not isinstance(kind, str):
         raise TypeError(f"optimizer must be a name or a torch.optim.Optimizer class, got {kind!r}")
     if kind.lower() == "lars":
+        need("timm", what="The optimizer 'lars'")
         from timm.optim import Lars
 
         return Lars

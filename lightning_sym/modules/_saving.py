@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from lightning_sym._extras import need
+
 FOREIGN = "object:"  # what stands in a checkpoint for an argument that is no plain value
 FROM_ELSEWHERE = ("pretrained", "checkpoint_path", "cache_dir")  # timm's: weights come from the file
 
@@ -87,6 +89,7 @@ def export(backbone: nn.Module, path: str | Path, *, name: str, options: Mapping
     Raises:
         ValueError: if the options cannot be written as JSON, or no longer make such a model.
     """
+    need("timm", what="Saving a backbone for timm")
     import timm
     from safetensors.torch import save_file
 

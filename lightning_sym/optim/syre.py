@@ -75,7 +75,11 @@ class SyreHandle:
         ]
 
     def _draw(self) -> None:
-        """Draw offsets for groups that have come in since the last look."""
+        """Draw offsets for groups that have come in since the last look.
+
+        Raises:
+            ValueError: if two parameters have one name.
+        """
         groups = self._optimizer.param_groups[self._groups :]
         if not groups:
             return
@@ -382,7 +386,11 @@ def _is_decoupled(optimizer: torch.optim.Optimizer, group: dict[str, Any]) -> bo
 
 
 def _named(pairs: Iterable[tuple[str, Tensor]]) -> dict[Tensor, str]:
-    """Return the clean names of parameters."""
+    """Return the clean names of parameters.
+
+    Raises:
+        TypeError: if these are no pairs of a name and a parameter.
+    """
     named: dict[Tensor, str] = {}
     wanted = (
         "named_parameters must be pairs of a name and a parameter, as module.named_parameters() gives them"
@@ -399,7 +407,11 @@ def _named(pairs: Iterable[tuple[str, Tensor]]) -> dict[Tensor, str]:
 def _names(
     groups: Sequence[dict[str, Any]], named: dict[Tensor, str] | None, *, first: int
 ) -> dict[Tensor, str]:
-    """Return a name for each parameter of an optimizer's groups, the first of which has this place."""
+    """Return a name for each parameter of an optimizer's groups, the first of which has this place.
+
+    Raises:
+        ValueError: if a parameter has no name.
+    """
     own = {p: f"{g}.{i}" for g, group in enumerate(groups, first) for i, p in enumerate(group["params"])}
     if named is None:
         return own

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
+from lightning_sym._extras import need
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -28,6 +30,7 @@ def alignment_over_time(history: Iterable[Mapping[str, float]], *, quantity: str
     Raises:
         ValueError: if no row has either.
     """
+    need("matplotlib", what="A figure")
     from matplotlib.figure import Figure  # not pyplot: no global state, no window
 
     rows = list(history)

@@ -9,11 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from lightning_sym._extras import need
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
 def _figure(width: float, height: float) -> Figure:
+    need("matplotlib", what="A figure")
     from matplotlib.figure import Figure  # not pyplot: no global state, no window
 
     return Figure(figsize=(width, height), layout="constrained")
@@ -56,6 +59,7 @@ def error_map(error: Tensor, held_out: Tensor, x: Tensor, y: Tensor) -> Figure:
     Returns:
         A matplotlib figure; colours are logarithmic from 1e-4 to 1.
     """
+    need("matplotlib", what="A figure")
     from matplotlib.colors import LogNorm
 
     figure = _figure(4.2, 3.4)

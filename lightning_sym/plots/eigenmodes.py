@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from lightning_sym._extras import need
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -34,6 +36,7 @@ def staircase(
     Returns:
         A matplotlib figure: eigenvalues above, their logarithms below.
     """
+    need("matplotlib", what="A figure")
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 6), layout="constrained")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from lightning_sym._extras import need
 from lightning_sym.plots.readings import log_spaced
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ def course(
     Raises:
         ValueError: if the history is empty.
     """
+    need("matplotlib", what="A figure")
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 

@@ -9,6 +9,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from lightning_sym._extras import need
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -66,6 +68,7 @@ def summary(
     Raises:
         ValueError: if nothing is there to draw, or ``columns`` is below 1.
     """
+    need("matplotlib", what="A figure")
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
@@ -187,6 +190,7 @@ def layer_colours(layers: Iterable[str]) -> dict[str, Any]:
     Returns:
         RGBA tuples by name.
     """
+    need("matplotlib", what="A figure")
     from matplotlib import colormaps
 
     names = list(layers)
@@ -242,6 +246,7 @@ def layer_legend(
         more: further handles.
         title: of the legend.
     """
+    need("matplotlib", what="A figure")
     from matplotlib.lines import Line2D
 
     names = list(colours)

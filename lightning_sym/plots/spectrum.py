@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from lightning_sym._extras import need
 from lightning_sym.plots.readings import layer_colours, layer_legend
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ def spectrum(
     Raises:
         ValueError: if there is no positive eigenvalue to draw or ``floor`` is negative.
     """
+    need("matplotlib", what="A figure")
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 

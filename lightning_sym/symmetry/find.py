@@ -140,7 +140,8 @@ def _checked(
     """Return the kinds to look for.
 
     Raises:
-        TypeError, ValueError: see :func:`find_symmetries`.
+        TypeError: if an argument is of another type, see :func:`find_symmetries`.
+        ValueError: if one is out of its range.
     """
     if not isinstance(module, nn.Module):
         raise TypeError(f"module must be a torch.nn.Module, got {type(module).__name__}")
@@ -159,7 +160,7 @@ def _checked(
 
 
 def _told(found: Symmetries) -> Symmetries:
-    """Warn of what could not be followed."""
+    """Return what was found, after a warning of what could not be followed."""
     if found.untraced:
         more = len(found.untraced) - 5
         warnings.warn(

@@ -339,6 +339,9 @@ class Rotation(Symmetry):
         For two linear layers this is the balancedness :math:`W_1W_1^\top - W_2^\top W_2` (Saxe et
         al., 2014). It belongs to the symmetric generators; the antisymmetric ones, the rotations
         proper, have no charge under gradient flow.
+
+        Raises:
+            TypeError: if the group is orthogonal: it conserves none.
         """
         if not self.conserved:
             raise TypeError(f"{self!r} has no conserved charge: an orthogonal group conserves none")

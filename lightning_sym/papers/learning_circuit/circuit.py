@@ -102,7 +102,9 @@ class LearningCircuit(LightningModule):
     ``four_synapse`` is a reconstruction (:class:`~lightning_sym.papers.learning_circuit.FourSynapse`).
 
     Logs:
-        ``train/loss``, ``val/loss``, ``test/loss``, and in classification ``.../accuracy``.
+        ``train/loss``, ``val/loss``, ``test/loss``: the mean over a batch's samples.
+        ``train/accuracy``, ``val/accuracy``, ``test/accuracy``: the share classified right, in [0, 1]; only
+            where the task is classification.
 
     Args:
         shape: shape of one input, ``(features,)`` or ``(C, X, Y)``.
