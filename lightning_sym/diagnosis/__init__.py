@@ -1,3 +1,8 @@
 """Sick or healthy? What readings mean, and what weights alone show, as findings."""
 
 from lightning_sym.diagnosis.finding import Finding as Finding
+from lightning_sym.diagnosis.weights import (
+    WeightsReport as WeightsReport,
+    diagnose_weights as diagnose_weights,
+    inspect_weights as inspect_weights,
+)
