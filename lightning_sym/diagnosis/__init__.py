@@ -6,3 +6,7 @@ from lightning_sym.diagnosis.weights import (
     diagnose_weights as diagnose_weights,
     inspect_weights as inspect_weights,
 )
+from lightning_sym.diagnosis.tensors import (  # isort: skip
+    diagnose_tensors as diagnose_tensors,
+    inspect_tensors as inspect_tensors,
+)

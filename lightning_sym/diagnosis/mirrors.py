@@ -124,7 +124,9 @@ class Mirrors:
             for name in symmetry.parameters:
                 if name not in self._forces and name in own:
                     generator = torch.Generator().manual_seed(sum(map(ord, name)))
-                    self._forces[name] = torch.randn(own[name].shape, generator=generator).to(own[name].device)
+                    self._forces[name] = torch.randn(own[name].shape, generator=generator).to(
+                        own[name].device
+                    )
         return self._forces
 
 

@@ -25,6 +25,8 @@ LEAST_RANK = 4
 #: Root mean square entry times sqrt(fan-in) below which weights have vanished: initialisations are near 1,
 #: the smallest in use (a standard deviation of 1e-3 for a head) above 1e-2.
 SIZE_LIMIT = 1e-4
+#: The same for a head or the end of a residual branch; initialisations of these are zero or above 1e-4.
+HEAD_LIMIT = 1e-6
 
 
 def level_of(share: float) -> Level:
@@ -47,7 +49,7 @@ def not_finite(facts: WeightFacts) -> Iterator[Finding]:
             step=0,
             value=float(facts.not_finite),
             limit=0.0,
-            message=f"{facts.not_finite} entries of its weights are NaN or infinite.",
+            message=f"{count(facts.not_finite, facts.entries, 'entries')} NaN or infinite.",
             cause="not known: weights alone don't tell what diverged first",
             remedy="Go back to a checkpoint without them, and lower the learning rate or clip gradients.",
         )
@@ -68,9 +70,9 @@ def equal_units(facts: WeightFacts) -> Iterator[Finding]:
         limit=UNITS_LIMIT,
         message=(
             f"{count(copies, facts.units, 'units')} copies of others ({groups} distinct among them): the layer "
-            f"computes with {facts.units - facts.redundant} directions."
+            f"computes with {facts.units - facts.redundant} different ones."
         ),
-        remedy="Initialise the copies anew, or train with Syre, which leaves no such state to be stuck in.",
+        remedy="Initialise the copies anew.",
     )
 
 
@@ -125,7 +127,9 @@ def vanished(facts: WeightFacts, *, excused: bool = False, known: bool = True) -
     where = "It ends a residual branch or is a head, which may start so." if excused else ""
     if not known:
         where = "The graph could not be asked whether it is a residual branch's end, which may start so."
-    level: Level = "note" if excused else "alarm" if known else "warning"
+    level: Level = (
+        ("note" if facts.size > HEAD_LIMIT else "warning") if excused else "alarm" if known else "warning"
+    )
     yield Finding(
         kind="weights_vanish",
         level=level,
@@ -137,6 +141,7 @@ def vanished(facts: WeightFacts, *, excused: bool = False, known: bool = True) -
             f"Its weights are {facts.size:.1e} of what keeps a signal's size (root mean square times the root "
             f"of the fan-in). {where}"
         ).strip(),
+        cause="not known: decay that nothing works against is the usual one",
         remedy="Lower the weight decay, exclude the layer from it, or initialise it anew.",
     )
 

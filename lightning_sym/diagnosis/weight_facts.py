@@ -17,7 +17,7 @@ from lightning_sym.functional import (
     numerical_rank_from_eigenvalues,
     unit_groups,
 )
-from lightning_sym.observe.weights import kept_features
+from lightning_sym.observe.weights import accumulation_dtype, kept_features
 
 #: A direction counts as used above this share of the largest singular value. A square Gaussian matrix of
 #: 512 has its smallest at about 5e-4 of the largest: a random matrix of the shape is the yardstick.
@@ -26,6 +26,8 @@ RANK_RTOL = 1e-3
 ZERO_RTOL = 1e-4
 #: Cosine distance up to which units count as equal (8 degrees), unless chance alone would bring them there.
 EQUAL_TOLERANCE = 1e-2
+#: A cosine distance below this is rounding in float32: units are compared number by number instead.
+LEAST_TOLERANCE = 1e-6
 #: Pairs of random units that may count as equal by chance, on average.
 CHANCE = 1e-2
 #: Most rows and columns of which a spectrum is taken, and most entries of a unit that are compared.
@@ -72,6 +74,11 @@ class WeightFacts:
         return self.shape[0] * self.shape[1]
 
     @property
+    def entries(self) -> int:
+        """Number of entries of the weight."""
+        return math.prod(self.shape)
+
+    @property
     def equal(self) -> Tensor:
         """Which units equal another one, ``[S]``."""
         if not self.group.numel():
@@ -106,11 +113,25 @@ def weight_facts(name: str, blocks: Tensor, bias: Tensor | None = None) -> Weigh
     largest = float(square_S.max())
     zero_S = square_S <= ZERO_RTOL**2 * largest
     size = math.sqrt(float(square_S.mean()))
-    group_S = _equal(blocks, bias, zero_S)
-    facts = WeightFacts(name, shape, size=size, zero=zero_S, group=group_S)
-    if largest == 0 or min(shape[1:]) < 2:
-        return facts
-    return WeightFacts(**(vars(facts) | _rank(blocks, zero_S, group_S)))
+    label_S = torch.arange(shape[0] * shape[1])
+    worst: dict[str, float | int] = {}
+    for g in range(0, shape[0], max(1, shape[0] // GROUPS)):
+        own = slice(g * shape[1], (g + 1) * shape[1])
+        if largest == 0 or zero_S[own].all() or min(shape[1:]) < 2:
+            continue
+        found = _rank(blocks[g])
+        alive_A = torch.nonzero(~zero_S[own]).flatten()
+        rows_AI = _narrowed(blocks[g], alive_A if len(alive_A) < shape[1] else None)
+        rest = None if bias is None else bias[own][alive_A.to(bias.device)]
+        label_S[own][alive_A] = g * shape[1] + alive_A[_equal(rows_AI, rest, rank=int(found["rank"]))]
+        kept = kept_features(shape[1], _most(blocks[g])[0], torch.device("cpu"))
+        index = torch.arange(shape[1]) if kept is None else kept
+        distinct = label_S[own][index][~zero_S[own][index]].unique().numel()
+        found["possible"] = min(distinct, int(found["random_rank"]))
+        if not worst or found["rank"] * worst["possible"] < worst["rank"] * found["possible"]:
+            worst = found
+    made = WeightFacts(name, shape, size=size, zero=zero_S, group=label_S)
+    return WeightFacts(**(vars(made) | worst))
 
 
 def _in_pieces(blocks: Tensor) -> tuple[int, Tensor]:
@@ -125,25 +146,38 @@ def _in_pieces(blocks: Tensor) -> tuple[int, Tensor]:
     return wrong, torch.cat(squares).cpu()
 
 
-def _equal(blocks: Tensor, bias: Tensor | None, zero_S: Tensor) -> Tensor:
-    """Return for each unit the smallest index in its group of equal units, ``[S]``."""
-    groups, units, width = blocks.shape
-    label_S = torch.arange(groups * units)
-    entries = width + (bias is not None)
-    if units < 2 or entries < 2:
-        return label_S
-    tolerance = chance_tolerance(min(entries, ENTRIES), groups * units * (units - 1) // 2)
-    keep = kept_features(width, ENTRIES, blocks.device)
-    for g in range(0, groups, max(1, groups // GROUPS)):
-        alive = torch.nonzero(~zero_S[g * units : (g + 1) * units]).flatten()
-        if len(alive) < 2:
-            continue
-        rows = blocks[g] if keep is None else blocks[g][:, keep]
-        rows = rows if len(alive) == units else rows[alive.to(rows.device)]
-        own = None if bias is None else bias[g * units : (g + 1) * units][alive.to(bias.device)]
-        found = unit_groups(rows, own, tolerance=tolerance, rtol=0.0).cpu()
-        label_S[g * units + alive] = g * units + alive[found]
-    return label_S
+def _narrowed(matrix: Tensor, rows: Tensor | None) -> Tensor:
+    """Return the given rows (all of them for ``None``), a wide matrix's fixed random columns alone."""
+    keep = kept_features(matrix.shape[1], ENTRIES, matrix.device)
+    matrix = matrix if keep is None else matrix[:, keep]
+    matrix = matrix if rows is None else matrix[rows.to(matrix.device)]
+    return matrix if matrix.dtype == torch.float64 else matrix.float()
+
+
+def _equal(rows_UI: Tensor, bias_U: Tensor | None, *, rank: int) -> Tensor:
+    """Return for each unit the smallest index in its group of equal units, ``[U]``.
+
+    Units of a low-rank layer are close to one another by chance: what is left to chance is counted in as
+    many dimensions as the weight uses. Where angles tell nothing (two dimensions or fewer), units are equal
+    if all their numbers are, or if all units of the layer are within 1 % of their mean.
+    """
+    units = len(rows_UI)
+    if units < 2:
+        return torch.arange(units)
+    entries = min(rank + (bias_U is not None and bool(bias_U.any())), rows_UI.shape[1])
+    tolerance = chance_tolerance(entries, units * (units - 1) // 2) if entries > 1 else 0.0
+    if tolerance >= LEAST_TOLERANCE:
+        return unit_groups(rows_UI, bias_U, tolerance=tolerance, rtol=0.0).cpu()
+    whole = rows_UI if bias_U is None else torch.cat([rows_UI, bias_U[:, None].to(rows_UI)], dim=1)
+    whole = whole.double().cpu()
+    spread = (whole - whole.mean(0)).norm()
+    if spread <= EQUAL_TOLERANCE * whole.norm():
+        return torch.zeros(units, dtype=torch.long)
+    inverse = torch.unique(whole, dim=0, return_inverse=True)[1]
+    first = torch.full((int(inverse.max()) + 1,), units).scatter_reduce(
+        0, inverse, torch.arange(units), reduce="amin"
+    )
+    return first[inverse]
 
 
 def chance_tolerance(entries: int, pairs: int) -> float:
@@ -173,36 +207,30 @@ def chance_tolerance(entries: int, pairs: int) -> float:
     return min(EQUAL_TOLERANCE, 1 - math.cos(angle))
 
 
-def _rank(blocks: Tensor, zero_S: Tensor, group_S: Tensor) -> dict[str, float | int]:
-    """Return rank and effective rank beside those of a random matrix.
+def _most(matrix: Tensor) -> tuple[int, int]:
+    """Return the most rows and columns of a matrix whose spectrum is taken."""
+    return (SHORT_SIDE, LONG_SIDE) if matrix.shape[0] <= matrix.shape[1] else (LONG_SIDE, SHORT_SIDE)
 
-    Of several groups the one with the lowest rank is told; of a side too long a fixed random part.
-    """
-    _, units, width = blocks.shape
-    most_units, most_width = (SHORT_SIDE, LONG_SIDE) if units <= width else (LONG_SIDE, SHORT_SIDE)
-    rows = kept_features(units, most_units, blocks.device)
-    columns = kept_features(width, most_width, blocks.device)
-    worst: dict[str, float | int] = {}
-    for g in range(0, blocks.shape[0], max(1, blocks.shape[0] // GROUPS)):
-        part = blocks[g] if rows is None else blocks[g][rows]
-        part = part if columns is None else part[:, columns]
-        index = torch.arange(units) if rows is None else rows.cpu()
-        index = index + g * units
-        distinct = group_S[index][~zero_S[index]].unique().numel()
-        if not distinct or not part.any():
-            continue
-        rank, effective = _spectrum(part)
-        random_rank, random_effective = random_spectrum(*part.shape)
-        possible = min(distinct, random_rank)
-        if not worst or rank * worst["possible"] < worst["rank"] * possible:
-            worst = {"rank": rank, "possible": possible, "effective_rank": effective}
-            worst |= {"random_rank": random_rank, "random_effective_rank": random_effective}
-    return worst
+
+def _rank(matrix: Tensor) -> dict[str, float | int]:
+    """Return rank and effective rank beside a random matrix's; of a side too long a fixed random part."""
+    most_rows, most_columns = _most(matrix)
+    rows = kept_features(matrix.shape[0], most_rows, matrix.device)
+    columns = kept_features(matrix.shape[1], most_columns, matrix.device)
+    part = matrix if rows is None else matrix[rows]
+    part = (part if columns is None else part[:, columns]).to(accumulation_dtype(part.device))
+    random_rank, random_effective = random_spectrum(*part.shape)
+    rank, effective = _spectrum(part) if part.any() else (0, 0.0)
+    return {
+        "rank": rank,
+        "effective_rank": effective,
+        "random_rank": random_rank,
+        "random_effective_rank": random_effective,
+    }
 
 
 def _spectrum(matrix: Tensor) -> tuple[int, float]:
-    side = matrix.double() if matrix.device.type != "mps" else matrix.float()
-    side = side / side.abs().max()  # so that no product underflows
+    side = matrix / matrix.abs().max()  # so that no product underflows
     gram = side @ side.mT if side.shape[0] <= side.shape[1] else side.mT @ side
     values = torch.linalg.eigvalsh(gram)
     rank = int(numerical_rank_from_eigenvalues(values, rtol=RANK_RTOL))

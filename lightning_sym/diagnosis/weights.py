@@ -195,7 +195,7 @@ class _Inspection:
             if name in inside or not wanted or not tensor.is_floating_point():
                 continue
             wrong = int((~tensor.isfinite()).sum())
-            yield from rules.not_finite(WeightFacts(name, (1, 1, 1), not_finite=wrong))
+            yield from rules.not_finite(WeightFacts(name, (1, 1, tensor.numel()), not_finite=wrong))
 
     def _ask(self) -> Graph | None:
         """Return the graph of a forward pass, run when it is first needed; ``None`` if there is no example."""
@@ -276,12 +276,16 @@ class _Inspection:
             if isinstance(tensor, nn.Parameter) and tensor.ndim >= 2 and tensor.is_floating_point()
         ]
         wanted = dict.fromkeys([*names, *more])
-        zero = [n for n in wanted if n in self.tensors and self.tensors[n].numel() and not self.tensors[n].any()]
+        zero = [
+            n for n in wanted if n in self.tensors and self.tensors[n].numel() and not self.tensors[n].any()
+        ]
         if not zero:
             return
         graph = self._ask()
         if graph is None:
-            self.report.notes.append(f"{zero[0]} is zero all over; whether a gradient reaches it was not asked")
+            self.report.notes.append(
+                f"{zero[0]} is zero all over; whether a gradient reaches it was not asked"
+            )
             return
         stuck = graph.stuck_at_zero(zero)
         self.report.initial_zeros = [name for name in zero if name not in stuck]
@@ -289,7 +293,8 @@ class _Inspection:
         for name in zero:
             if name in stuck and name not in known_dead:
                 yield from rules.stuck_at_zero(
-                    name.removesuffix(".weight"), "what it is multiplied with is zero as well, or ends in dead units"
+                    name.removesuffix(".weight"),
+                    "what it is multiplied with is zero as well, or ends in dead units",
                 )
 
     def _search(self, search: bool | None) -> Mirrors:

@@ -160,7 +160,9 @@ class Graph:
                     parameter.data.copy_(0.01 * draw)
         return used & set(left)
 
-    def _moved(self, wanted: Mapping[str, nn.Parameter], generator: torch.Generator) -> dict[str, bool | None]:
+    def _moved(
+        self, wanted: Mapping[str, nn.Parameter], generator: torch.Generator
+    ) -> dict[str, bool | None]:
         """Return whether each parameter gets a gradient; None: it is not used."""
         example = self._example.fresh()
         for parameter in wanted.values():
