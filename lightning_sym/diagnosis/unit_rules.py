@@ -20,7 +20,7 @@ RANK_WARNING, RANK_ALARM = 0.9, 0.5
 #: Share of a random matrix's effective rank below which a full numerical rank is worth a warning; what
 #: trained layers reach is .3 to .9, and nets in the feature-learning regime on low-rank tasks go lower.
 EFFECTIVE_LIMIT = 0.1
-#: Least rank of which a loss means something.
+#: Least rank of which a loss means something. One direction of a square matrix is lost by chance: two count.
 LEAST_RANK = 4
 #: Root mean square entry times sqrt(fan-in) below which weights have vanished: initialisations are near 1,
 #: the smallest in use (a standard deviation of 1e-3 for a head) above 1e-2.
@@ -69,8 +69,8 @@ def equal_units(facts: WeightFacts) -> Iterator[Finding]:
         value=share,
         limit=UNITS_LIMIT,
         message=(
-            f"{count(copies, facts.units, 'units')} copies of others ({groups} distinct among them): the layer "
-            f"computes with {facts.units - facts.redundant} different ones."
+            f"{count(copies, facts.units, 'units')} copies of others ({groups} distinct among them): the "
+            f"layer computes with {facts.units - facts.redundant} different ones."
         ),
         remedy="Initialise the copies anew.",
     )
@@ -84,7 +84,7 @@ def lost_rank(facts: WeightFacts) -> Iterator[Finding]:
     effective = facts.effective_rank / facts.random_effective_rank
     whole = facts.possible / max(facts.random_rank, 1)
     remedy = "Lower the weight decay or the learning rate of this layer, or initialise it anew."
-    if share < RANK_WARNING:
+    if share < RANK_WARNING and facts.possible - facts.rank >= 2:
         yield Finding(
             kind="rank_collapse",
             level="alarm" if share < RANK_ALARM else "warning",
@@ -138,8 +138,8 @@ def vanished(facts: WeightFacts, *, excused: bool = False, known: bool = True) -
         value=facts.size,
         limit=SIZE_LIMIT,
         message=(
-            f"Its weights are {facts.size:.1e} of what keeps a signal's size (root mean square times the root "
-            f"of the fan-in). {where}"
+            f"Its weights are {facts.size:.1e} of what keeps a signal's size (root mean square times the "
+            f"root of the fan-in). {where}"
         ).strip(),
         cause="not known: decay that nothing works against is the usual one",
         remedy="Lower the weight decay, exclude the layer from it, or initialise it anew.",

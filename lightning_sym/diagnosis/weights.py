@@ -69,11 +69,11 @@ def diagnose_weights(
 
     Args:
         module: the network; it is left as it is, and runs on a copy.
-        example_inputs: what its forward takes: a tensor, or a tuple of positional arguments; ``None``: guessed
-            from the network, and if no guess is right the graph is not asked.
+        example_inputs: what its forward takes: a tensor, or a tuple of positional arguments; ``None``:
+            guessed from the network, and if no guess is right the graph is not asked.
         symmetries: those of the module, if they are known already.
-        search: search for symmetries always (True), never (False), or where units are lost and the network has
-            at most 60 million parameters (None).
+        search: search for symmetries always (True), never (False), or where units are lost and the network
+            has at most 60 million parameters (None).
 
     Returns:
         Findings, alarms first; empty for a sound network.
@@ -198,7 +198,7 @@ class _Inspection:
             yield from rules.not_finite(WeightFacts(name, (1, 1, tensor.numel()), not_finite=wrong))
 
     def _ask(self) -> Graph | None:
-        """Return the graph of a forward pass, run when it is first needed; ``None`` if there is no example."""
+        """Return the graph of a forward pass, run when first needed; ``None`` if there is no example."""
         if not self.asked:
             self.asked = True
             if self.example is not None:

@@ -17,10 +17,8 @@ from lightning_sym.symmetry._trace import Captured, Ref, Step, trace
 from lightning_sym.symmetry.rules.registry import argument, operation
 
 #: Operations that move entries about and change none.
-_SHAPES = frozenset(
-    ("view", "_unsafe_view", "reshape", "t", "transpose", "permute", "alias", "detach", "clone", "expand")
-    + ("unsqueeze", "squeeze", "contiguous", "_to_copy", "dropout", "native_dropout")
-)
+_SHAPES = {"view", "_unsafe_view", "reshape", "t", "transpose", "permute", "alias", "detach", "clone"}
+_SHAPES |= {"expand", "unsqueeze", "squeeze", "contiguous", "_to_copy", "dropout", "native_dropout"}
 _TURNS = ("t", "transpose")
 _NORMS = {"native_batch_norm": (1, 2), "native_layer_norm": (2, 3), "native_group_norm": (1, 2)}
 _NORMS |= {"_native_batch_norm_legit": (1, 2), "_native_batch_norm_legit_no_training": (1, 2)}
