@@ -106,15 +106,15 @@ class AlignmentMonitor(Monitor):
         for layer in seen.layers:
             for side in ("in", "out"):
                 matrices, n = self._halves(layer, side)
-                counts += [n] if n else []
+                counts += [n] if n and layer.trained else []
                 found, chance = split_side_alignments(matrices)
                 for relation, value in found.items():
                     if value.isfinite():
-                        levels.append(float(value))
+                        levels += [float(value)] if layer.trained else []
                         yield Reading(layer.name, f"{side}/{relation}", value)
                 by_chance = [float(value) for value in chance.values() if value.isfinite()]
                 if self.null and by_chance:
-                    nulls += by_chance
+                    nulls += by_chance if layer.trained else []
                     yield Reading(layer.name, f"{side}/null", sum(by_chance) / len(by_chance))
             if nonfinite := self._nonfinite(layer):
                 yield Reading(layer.name, "nonfinite", nonfinite)

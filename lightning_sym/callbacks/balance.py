@@ -342,7 +342,8 @@ class _Rate:
 
 def _observable(module: torch.nn.Module) -> list[Layer]:
     """Return all that gradient noise can be read of."""
-    return [*watchable_layers(module), *gains(module)]
+    layers = [layer for layer in watchable_layers(module) if not (layer.has_input and layer.no_noise)]
+    return [*layers, *gains(module)]
 
 
 def _places(module: torch.nn.Module) -> dict[str, list[_Place]]:

@@ -35,8 +35,9 @@ class Monitor(Callback):
         every_n_steps: an interval in optimizer steps, a schedule
             (:class:`~lightning_sym.engine.schedule.LogSpaced`), of which step 1 is always due, or
             :class:`~lightning_sym.engine.schedule.EpochEnds`, where parameters alone can be read.
-        layers: a glob, or a list of globs, on module names. ``None``: all watchable layers, at
-            most ``max_layers`` of them, evenly spread over depth.
+        layers: a glob, or a list of globs, on module names. ``None``: all watchable layers that are
+            trained, at most ``max_layers`` of them: of each role (query, output, first convolution of a
+            block, ...), spread over depth.
         max_layers: how many layers to watch when ``layers`` is ``None``.
         name: first part of its keys instead of ``quantity``; tells two monitors of one kind apart.
         strict: raise what goes wrong in here instead of warning once and going on.
@@ -48,8 +49,7 @@ class Monitor(Callback):
         state: what it keeps from reading to reading; stored in checkpoints, begun anew with a new run.
 
     Raises:
-        ValueError: if an argument is out of its range; at fit start, if a glob matches no layer or
-            the module has none to watch.
+        ValueError: if an argument is out of its range; at fit start, if a glob matches no layer.
         TypeError: if ``every_n_steps`` is no schedule.
     """
 

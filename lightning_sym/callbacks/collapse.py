@@ -22,15 +22,18 @@ from lightning_sym.functional.rank import (
 from lightning_sym.functional.split_halves import split_participation_ratio
 from lightning_sym.functional.units import distinct_units, zero_units
 from lightning_sym.observe import Activity, ClassMeans, Observation, Reading, SecondMoments, Weight
+from lightning_sym.observe.kinds.lora import LowRankPair
 from lightning_sym.observe.observation import LayerObservation
 from lightning_sym.observe.statistics import ClassSums, SampleMoments
-from lightning_sym.observe.weights import LayerWeight
+from lightning_sym.observe.weights import LayerWeight, kept_features
 from lightning_sym.optim.syre import attached
 
 if TYPE_CHECKING:
     from lightning_sym.optim import SyreHandle
     from lightning_sym.symmetry import Symmetry
 
+#: Most units of a layer that are compared with each other.
+MOST_COMPARED = 1024
 _OUTPUTS, _ACTIVITY, _WEIGHT = SecondMoments("outputs"), Activity(), Weight()
 
 
@@ -52,8 +55,11 @@ class CollapseMonitor(Monitor):
             the same range.
         ``collapse/<layer>/distinct_units``: fraction of output units left when those that agree are
             counted once (incoming weights and bias, and outgoing weights where an ``nn.Sequential``
-            makes the reader plain), in [1/O, 1]. Grouped convolutions are compared within groups.
+            makes the reader plain), in [1/O, 1]. Grouped convolutions are compared within groups; of more
+            than 1024 units (a vocabulary) a fixed random 1024 are compared with each other.
         ``collapse/<layer>/zero_units``: fraction of output units with zero incoming weights.
+        ``collapse/<layer>/rank_used``: of a low-rank adapter's product B A, its effective rank over its
+            rank r, in [1/r, 1], or 0 where it is zero.
     and with ``causes``, which symmetry the units fell into (weights after the step; a share is
     there for those kinds of symmetry that :func:`~lightning_sym.symmetry.find_symmetries` proves of
     the layer's output units):
@@ -159,8 +165,9 @@ class CollapseMonitor(Monitor):
             outputs = layer.get(_OUTPUTS)
             if outputs is None and "distinct_units" not in found:
                 continue
-            scores.append(self._score(layer, outputs, found))
-            counts += [outputs.n] if outputs is not None else []
+            if layer.trained:  # a frozen teacher makes no student look better
+                scores.append(self._score(layer, outputs, found))
+                counts += [outputs.n] if outputs is not None else []
             if self.histograms and outputs is not None:
                 values = outputs.eigenvalues
                 values = values[values > 0]
@@ -208,12 +215,19 @@ class CollapseMonitor(Monitor):
         if squares.isfinite().all():
             yield "weight_effective_rank", float(effective_rank_from_eigenvalues(squares))
             yield "weight_stable_rank", float(squares.sum() / squares[0]) if squares[0] > 0 else 0.0
+            if isinstance(layer.layer, LowRankPair):
+                yield "rank_used", float(effective_rank_from_eigenvalues(squares)) / layer.layer.largest_rank
         if layer.layer.has_input:  # an embedding's rows are inputs, not units
             yield "distinct_units", self._distinct(weight)
             yield "zero_units", float(zero_units(weight.blocks.flatten(0, 1), weight.bias, rtol=self.rtol))
 
     def _distinct(self, weight: LayerWeight) -> float:
         groups, rows, _ = weight.blocks.shape
+        if groups == 1 and rows > MOST_COMPARED:  # a vocabulary: pairs grow with its square
+            keep = kept_features(rows, MOST_COMPARED, weight.blocks.device)
+            outgoing = None if weight.outgoing is None else weight.outgoing[:, keep]
+            bias = None if weight.bias is None else weight.bias[keep]
+            weight = LayerWeight(weight.blocks[:, keep], bias, outgoing)
         if groups > 1 and rows == 1:
             return 1.0  # depthwise: no two units share an input
         biases = [None] * groups if weight.bias is None else weight.bias.chunk(groups)
@@ -234,9 +248,7 @@ class CollapseMonitor(Monitor):
     def _score(layer: LayerObservation, outputs: SampleMoments | None, found: dict[str, float]) -> float:
         lost = [found.get("dead_units", 0.0), 1.0 - found.get("distinct_units", 1.0)]
         if outputs is not None and "numerical_rank" in found:
-            width = min(layer.layer.out_features, len(outputs.eigenvalues))
-            if layer.layer.has_input:
-                width = min(width, layer.layer.in_features)
+            width = min(layer.layer.largest_rank, len(outputs.eigenvalues))
             bound = min(outputs.n - 1, width)
             lost.append(1.0 - min(found["numerical_rank"] / bound, 1.0))
         return max((value for value in lost if math.isfinite(value)), default=0.0)

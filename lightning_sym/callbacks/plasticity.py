@@ -105,8 +105,8 @@ class PlasticityMonitor(Monitor):
         dormant, ranks = [], []
         for layer in seen.layers:
             for what, value in self._read_layer(layer):
-                dormant += [value] if what == "dormant_units" else []
-                ranks += [value] if what == "feature_rank" else []
+                dormant += [value] if what == "dormant_units" and layer.trained else []
+                ranks += [value] if what == "feature_rank" and layer.trained else []
                 yield Reading(layer.name, what, value)
         for what, values in (("dormant_units", dormant), ("feature_rank", ranks)):
             if values:

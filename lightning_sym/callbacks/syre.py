@@ -23,8 +23,8 @@ class Syre(Callback):
         relative: whether ``sigma`` is relative to the initialisation scale.
         start: ``"keep"`` the model's weights as they are, or ``"shift"`` them by theta_0 before the first
             step (at the train start, after the sanity check). A run goes on, and is not shifted, if its
-            Trainer has made steps (resumed from a checkpoint, or a second ``fit`` of one Trainer) or if
-            the checkpoint was written after the shift.
+            Trainer has made steps (resumed from a checkpoint, or a second ``fit`` of one Trainer) or if the
+            checkpoint was written after the shift.
 
     Attributes:
         handles: one :class:`~lightning_sym.optim.syre.SyreHandle` an optimizer, during the fit.

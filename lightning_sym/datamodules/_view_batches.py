@@ -13,10 +13,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 from typing_extensions import override
 
+from lightning_sym.datamodules._classes import Rows
+from lightning_sym.datamodules._pixels import UNREADABLE, as_bytes
+from lightning_sym.datamodules._rows import UNLABELLED, RowError
 from lightning_sym.datamodules.augment.parameters import ViewParameters, draw
 from lightning_sym.datamodules.augment.recipes import ViewRecipe
 from lightning_sym.datamodules.augment.threads import side_by_side
-from lightning_sym.datamodules.sources import UNREADABLE, as_bytes, name_of
 
 Ticket = tuple[int, int]  # epoch, index
 
@@ -34,12 +36,76 @@ class RawBatch(NamedTuple):
 
 
 @dataclass(frozen=True)
+class Reading:
+    """How rows become bytes: everything a worker needs to know.
+
+    Args:
+        channels: of the bytes.
+        max_side: larger images are shrunk to this many pixels; None: never.
+        upright: turn images as their EXIF orientation asks.
+    """
+
+    channels: int
+    max_side: int | None
+    upright: bool
+
+    def __call__(self, rows: Rows, index: int) -> tuple[Tensor | None, int, str]:
+        """Return a row's image, class number, and why there is no image if there is none.
+
+        Raises:
+            RowError: if the row is not understood: that is no fault of a file.
+        """
+        try:
+            row = rows.row(index)
+        except UNREADABLE as error:
+            return None, UNLABELLED, f"{type(error).__name__}: {error}"
+        try:
+            image, label = rows.unpack(row)
+        except RowError as error:
+            raise RowError(f"source, {rows.name_of(index)}: {error}") from error
+        try:
+            x = as_bytes(image, channels=self.channels, max_side=self.max_side, upright=self.upright)
+        except UNREADABLE as error:
+            return None, label, f"{type(error).__name__}: {error}"
+        return x, label, ""
+
+    def first(self, rows: Rows, *, tries: int = 64) -> Tensor:
+        """Return the first image that can be read, of the first and some others spread over the rows.
+
+        Raises:
+            RowError: if a row is not understood.
+            ValueError: if none of those tried can be read; it says why.
+        """
+        failed = []
+        for k in range(min(tries, len(rows))):
+            index = k * len(rows) // tries if len(rows) > tries else k
+            image, _, reason = self(rows, index)
+            if image is not None:
+                return image
+            failed.append((rows.name_of(index), reason))
+        raise ValueError(f"source: none of the {len(failed)} images tried can be used: {listed(failed)}")
+
+
+@dataclass(frozen=True)
 class Drawing:
-    """How views are drawn: everything a worker needs to know."""
+    """How views are drawn: everything a worker needs to know.
+
+    Args:
+        recipes: of each view.
+        sizes: pixels a side of each view; the first views are the global ones.
+        n_global: how many are global.
+        seed: of all draws.
+    """
 
     recipes: tuple[ViewRecipe, ...]
-    size: int
+    sizes: tuple[int, ...]
+    n_global: int
     seed: int
+
+    @property
+    def size(self) -> int:
+        """Pixels a side of a global view."""
+        return self.sizes[0]
 
     def __call__(self, index: Tensor, sizes: Tensor, epoch: int) -> list[ViewParameters]:
         """Return the parameters of each view."""
@@ -118,15 +184,14 @@ class RawImages(Dataset[RawBatch]):
 
     def __init__(
         self,
-        data: Any,
+        data: Rows,
         *,
-        channels: int,
-        max_side: int | None,
+        reading: Reading,
         max_corrupt: int,
         replace: bool,
         drawing: Drawing | None = None,
     ) -> None:
-        self.data, self.channels, self.max_side = data, channels, max_side
+        self.data, self.reading = data, reading
         self.max_corrupt, self.replace, self.drawing = max_corrupt, replace, drawing
 
     def __len__(self) -> int:
@@ -148,17 +213,18 @@ class RawImages(Dataset[RawBatch]):
         for _, wanted in told:
             for step in range(len(self.data) if self.replace else 1):
                 index = (wanted + step) % len(self.data)
-                try:
-                    image, label = self.data[index]
-                    image = as_bytes(image, channels=self.channels, max_side=self.max_side)
-                except UNREADABLE as error:
-                    failed.append((name_of(self.data, index), f"{type(error).__name__}: {error}"))
+                image, label, reason = self.reading(self.data, index)
+                if image is None:
+                    failed.append((self.data.name_of(index), reason))
                     check_corrupt(dict(failed), self.max_corrupt)
                     continue
                 images.append(image)
-                labels.append(int(label))
+                labels.append(label)
                 kept.append(index)
                 break
+            else:
+                if self.replace:
+                    raise RuntimeError(f"none of the {len(self.data)} images can be used: {listed(failed)}")
         sizes = torch.tensor([x.shape[1:] for x in images], dtype=torch.int64).view(-1, 2)
         index_B, epoch = torch.tensor(kept, dtype=torch.int64), told[0][0]
         views = self._views(images, index_B, sizes, epoch) if self.drawing is not None and images else []
@@ -171,8 +237,10 @@ class RawImages(Dataset[RawBatch]):
         drawing = self.drawing
         assert drawing is not None  # the caller looked
         return [
-            torch.stack([_torchvision_view(x, own, n, drawing.size, r) for n, x in enumerate(images)])
-            for own, r in zip(drawing(index, sizes, epoch), drawing.recipes, strict=True)
+            torch.stack([_torchvision_view(x, own, n, size, recipe) for n, x in enumerate(images)])
+            for own, recipe, size in zip(
+                drawing(index, sizes, epoch), drawing.recipes, drawing.sizes, strict=True
+            )
         ]
 
 
@@ -183,10 +251,15 @@ def check_corrupt(skipped: dict[str, str], most: int) -> None:
         RuntimeError: which names the first of them.
     """
     if len(skipped) > most:
-        first = "; ".join(f"{name} ({reason})" for name, reason in list(skipped.items())[:5])
         raise RuntimeError(
-            f"{len(skipped)} images could not be read, above max_corrupt={most}; the first are {first}"
+            f"{len(skipped)} images could not be read, above max_corrupt={most}; the first are "
+            f"{listed(list(skipped.items()))}"
         )
+
+
+def listed(failed: list[tuple[str, str]]) -> str:
+    """Return the first of what could not be read, with reasons."""
+    return "; ".join(f"{name} ({reason})" for name, reason in failed[:5])
 
 
 def _padded(images: list[Tensor], sizes: Tensor) -> Tensor:

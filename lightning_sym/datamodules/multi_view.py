@@ -16,22 +16,30 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from typing_extensions import override
 
+from lightning_sym.datamodules._classes import Rows, draw_by_class, with_numbers_of
+from lightning_sym.datamodules._rows import Columns
 from lightning_sym.datamodules._view_batches import (
     Drawing,
     EpochSampler,
     RawBatch,
     RawImages,
+    Reading,
     ResumableLoader,
     check_corrupt,
 )
-from lightning_sym.datamodules.augment.recipes import ViewRecipe, make_recipe, unknown
+from lightning_sym.datamodules.augment.recipes import ViewRecipe, local_recipe, make_recipe, unknown
 from lightning_sym.datamodules.augment.resample import crop_resize
 from lightning_sym.datamodules.augment.views import make_views
-from lightning_sym.datamodules.sources import Part, Splits, as_bytes, check_source, download, open_source
+from lightning_sym.datamodules.sources import Splits, check_source, download, open_source
 
 
 class MultiViewDataModule(LightningDataModule):
     """Batches ``(views, labels)`` for joint-embedding training, ``views`` a list of ``[B, C, S, S]``.
+
+    With ``local_views`` the first ``views`` of them are large crops and the others small ones in fewer
+    pixels (multi-crop; Caron et al., 2020, arXiv:2006.09882): size tells which are which.
+    Views come in the precision of the fit. Labels are class numbers, -1 for images without a label:
+    None, NaN and every negative number mean that. Splits share one list of classes, matched by name.
 
     Workers only read bytes; views are made in ``on_after_batch_transfer``, on the batch's device, every
     sample with its own parameters. These depend on (seed, epoch, sample, view) alone: not on workers,
@@ -41,12 +49,18 @@ class MultiViewDataModule(LightningDataModule):
 
     Args:
         source: ``"digits"`` (scikit-learn's, needs no download), ``"cifar10"``, ``"cifar100"`` or
-            ``"stl10"`` (views of its unlabelled split, label -1); a folder of class folders, or of
-            ``train/`` and ``val/`` with such; a Hugging Face data set, ``"hub:<name>"`` or
-            ``"<owner>/<name>"``; or a map-style data set of (image, label).
+            ``"stl10"`` (views of its unlabelled split, label -1); a folder of images, of class folders, or
+            of ``train/`` and ``val/`` with either; a Hugging Face data set, ``"hub:<name>"`` or
+            ``"<owner>/<name>"``; a map-style data set; or a mapping of such with a split ``"train"``. Rows
+            are (image, label, ...), mappings, named tuples or dataclasses with these, or images alone.
         recipe: ``"simclr"``, ``"barlow_twins"``, ``"vicreg"``, ``"weak"``, a
             :class:`~lightning_sym.datamodules.augment.ViewRecipe`, or several that views take in turn.
-        views: views of a sample, at least 2.
+        views: (global) views of a sample, at least 2.
+        local_views: further views of a sample, small crops.
+        local_size: pixels a side of these, below ``image_size``; None: 3/7 of it, SwAV's 96 of 224.
+        local_scale: area of these crops as a share of the image's; SwAV's. (Its large crops have
+            ``recipe_options={"crop_scale": (0.14, 1.0)}``.) Blur shrinks with the view, all else is as in
+            the recipe.
         image_size: ``S``; None: 32 for digits and CIFAR, 96 for STL-10, 224 for folders and the hub, the
             first image's longer side for a data set.
         batch_size: samples a batch on each rank, at least 2.
@@ -55,11 +69,18 @@ class MultiViewDataModule(LightningDataModule):
             one by one and in whole bytes.
         root: folder of the named data sets.
         val_source: held-out images, any source's training split; None: the source's own.
-        val_share: share held out at random where there is no split for it.
+        val_share: share held out where there is no split for it, drawn by class.
+        subset: use only so many training images, a number or a share below 1, drawn by class: each class
+            gives its share, to within one image. Where labels cannot be told without reading more than
+            2,000 images, draws are from all classes alike.
+        columns: names of image and label in rows with names, ``("photo", "species")`` say, or
+            ``("photo", None)``; None: usual names.
         channels: 3, or 1 for grey images.
+        upright: turn images as their EXIF orientation asks; False: as they are stored.
         max_side: larger images are shrunk to this many pixels on reading; None: never.
         max_corrupt: unreadable images, of each process, that are put up with. Each is warned of by name
-            and counted in :attr:`skipped`; in views the next image takes its place.
+            and counted in :attr:`skipped`; in views the next image takes its place. A row that is not
+            understood is no such image: it ends the run.
         mean: of the channels, subtracted; None: the source's.
         std: of the channels, which divides; None: the source's.
         num_workers: worker processes.
@@ -70,7 +91,8 @@ class MultiViewDataModule(LightningDataModule):
 
     Raises:
         ValueError: if an argument is out of its range or a name unknown; in ``setup``, if a folder has no
-            images or there are too few for one batch.
+            images, splits differ in their classes, rows are not understood, no image can be read or there
+            are too few for one batch, which every new loader looks at again.
         TypeError: if the source is no source.
     """
 
@@ -80,6 +102,9 @@ class MultiViewDataModule(LightningDataModule):
         *,
         recipe: str | ViewRecipe | Sequence[ViewRecipe] = "simclr",
         views: int = 2,
+        local_views: int = 0,
+        local_size: int | None = None,
+        local_scale: tuple[float, float] = (0.05, 0.14),
         image_size: int | None = None,
         batch_size: int = 256,
         recipe_options: Mapping[str, Any] | None = None,
@@ -87,7 +112,10 @@ class MultiViewDataModule(LightningDataModule):
         root: str | Path = "data",
         val_source: Any = None,
         val_share: float = 0.1,
+        subset: int | float | None = None,
+        columns: Columns | None = None,
         channels: Literal[1, 3] = 3,
+        upright: bool = True,
         max_side: int | None = 512,
         max_corrupt: int = 100,
         mean: Sequence[float] | None = None,
@@ -98,6 +126,8 @@ class MultiViewDataModule(LightningDataModule):
         super().__init__()
         for name, value, least in (
             ("views", views, 2),
+            ("local_views", local_views, 0),
+            ("local_size", 2 if local_size is None else local_size, 2),
             ("batch_size", batch_size, 2),
             ("image_size", 2 if image_size is None else image_size, 2),
             ("max_side", 1 if max_side is None else max_side, 1),
@@ -112,25 +142,30 @@ class MultiViewDataModule(LightningDataModule):
             raise ValueError(f"channels must be 1 or 3, got {channels!r}")
         if not 0 < val_share < 1:
             raise ValueError(f"val_share must be above 0 and below 1, got {val_share!r}")
+        if subset is not None and not (
+            0 < subset < 1 if isinstance(subset, float) else type(subset) is int and subset > 0
+        ):
+            raise ValueError(f"subset must be a positive number of images or a share below 1, got {subset!r}")
+        if columns is not None and not (isinstance(columns, list | tuple) and len(columns) == 2):
+            raise ValueError(f"columns must be the two names of image and label, got {columns!r}")
         check_source(source)
         if val_source is not None:
             check_source(val_source)
-        make_recipe(recipe, views=views, image_size=image_size or 224, options=recipe_options)
+        self.n_views, self.local_views = views, local_views
+        self.local_size, self.local_scale = local_size, local_scale
+        self.recipe, self.recipe_options, self.seed = recipe, recipe_options, seed
+        self._drawing(image_size or max(224, (local_size or 0) + 1))
         for name, moment in (("mean", mean), ("std", std)):
             if moment is not None and len(moment) != channels:
                 raise ValueError(f"{name} must have one number for each of {channels} channels, got {moment}")
         if std is not None and min(std) <= 0:
             raise ValueError(f"std must be positive, got {std}")
         self.source, self.val_source, self.root = source, val_source, str(root)
-        self.recipe, self.recipe_options, self.n_views = recipe, recipe_options, views
         self.image_size, self.batch_size, self.backend = image_size, batch_size, backend
-        self.val_share, self.channels, self.max_side, self.max_corrupt = (
-            val_share,
-            channels,
-            max_side,
-            max_corrupt,
-        )
-        self.num_workers, self.seed = num_workers, seed
+        self.val_share, self.subset = val_share, subset
+        self.columns: Columns | None = None if columns is None else (columns[0], columns[1])
+        self.channels, self.max_corrupt, self.num_workers = channels, max_corrupt, num_workers
+        self.reading = Reading(channels, max_side, upright)
         self._mean, self._std = mean, std
         self.skipped: dict[str, str] = {}
         self._splits: Splits | None = None
@@ -147,36 +182,73 @@ class MultiViewDataModule(LightningDataModule):
     def setup(self, stage: str | None = None) -> None:
         if self._splits is not None:
             return
-        found = open_source(self.source, root=self.root)
+        found = open_source(self.source, root=self.root, columns=self.columns)
         train, probe, val = found.train, found.probe, found.val
         if self.val_source is not None:
-            val = open_source(self.val_source, root=self.root).probe
+            held_out = open_source(self.val_source, root=self.root, columns=self.columns).probe
+            val = with_numbers_of(train, held_out)
         elif val is None:
-            order = torch.randperm(len(train), generator=torch.Generator().manual_seed(self.seed)).tolist()
-            held = max(1, round(self.val_share * len(train)))
-            val, train = Part(train, sorted(order[:held])), Part(train, sorted(order[held:]))
+            held = self._draw(train, max(1, round(self.val_share * len(train))))
+            kept = torch.ones(len(train), dtype=torch.bool)
+            kept[held] = False
+            val, train = train.take(held.tolist()), train.take(kept.nonzero().flatten().tolist())
             probe = train
-        ranks = self._ranks()[0]
-        if len(train) < self.batch_size * ranks:
-            raise ValueError(
-                f"batch_size={self.batch_size} on {ranks} rank(s) is above the {len(train)} training images"
-            )
-        size = self.image_size or found.image_size
-        if not size:
-            first = as_bytes(train[0][0], channels=self.channels, max_side=self.max_side)
-            size = max(first.shape[1:])
+        if self.subset is not None:
+            share = self.subset if isinstance(self.subset, float) else self.subset / max(1, len(train))
+            fewer = train.take(self._draw(train, max(1, round(share * len(train)))).tolist())
+            train, probe = fewer, fewer if probe is train else probe
+        self._check_batch_size(len(train))
+        first = self.reading.first(train)
+        size = self.image_size or found.image_size or max(first.shape[1:])
         mean, std = found.moments
         if self.channels == 1:
             mean, std = (sum(mean) / 3,), (sum(std) / 3,)
-        self.mean, self.std = torch.tensor(self._mean or mean), torch.tensor(self._std or std)
-        recipes = make_recipe(self.recipe, views=self.n_views, image_size=size, options=self.recipe_options)
-        self.drawing = Drawing(recipes, size, self.seed)
+        self.mean = torch.tensor(self._mean or mean, dtype=torch.float32)
+        self.std = torch.tensor(self._std or std, dtype=torch.float32)
+        self.drawing = self._drawing(size)
         self._splits = Splits(train, probe, val, size, found.moments)
+
+    def _draw(self, rows: Rows, count: int) -> Tensor:
+        return draw_by_class(rows.labels(), size=len(rows), count=count, seed=self.seed)
+
+    def _drawing(self, size: int) -> Drawing:
+        """Return how all views are drawn.
+
+        Raises:
+            ValueError: if the recipe or the local views do not fit the size.
+        """
+        views, more = self.n_views, self.local_views
+        recipes = make_recipe(self.recipe, views=views + more, image_size=size, options=self.recipe_options)
+        small = max(2, round(size * 3 / 7)) if self.local_size is None else self.local_size
+        if more and small >= size:
+            raise ValueError(f"local_size must be below image_size={size}, got {small}")
+        local = [
+            local_recipe(own, size=size, local_size=small, crop_scale=self.local_scale)
+            for own in recipes[views:]
+        ]
+        return Drawing((*recipes[:views], *local), (size,) * views + (small,) * more, views, self.seed)
+
+    def _check_batch_size(self, images: int | None = None) -> None:
+        """Raise about a batch size that is none, or that so many training images do not fill."""
+        ranks, size = self._ranks()[0], self.batch_size
+        if isinstance(size, bool) or not isinstance(size, int) or size < 2:
+            raise ValueError(f"batch_size must be an integer of at least 2, got {size!r}")
+        if images is not None and images // ranks < size:
+            raise ValueError(
+                f"batch_size={size} on {ranks} rank(s) is above the {images} training images: no step would "
+                f"be made; it can be at most {images // ranks}"
+            )
 
     @override
     def train_dataloader(self) -> DataLoader[RawBatch]:
-        """Return the loader of raw batches; the trainer has this module make views of them."""
-        self._training = self._loader(self._opened().train, train=True)
+        """Return the loader of raw batches; the trainer has this module make views of them.
+
+        Raises:
+            ValueError: if ``batch_size``, which may have changed since ``setup``, leaves no batch.
+        """
+        train = self._opened().train
+        self._check_batch_size(len(train))
+        self._training = self._loader(train, train=True)
         if self._resume is not None:
             self._training.load_state_dict(self._resume)
         return self._training
@@ -203,15 +275,22 @@ class MultiViewDataModule(LightningDataModule):
     @override
     def val_dataloader(self) -> DataLoader[RawBatch]:
         """Return the loader of held-out images; a last batch of one image is left out."""
-        return self._loader(self._opened().val, train=False)
+        val = self._opened().val
+        assert val is not None  # setup held some out
+        self._check_batch_size()
+        return self._loader(val, train=False)
 
     def probe_dataloaders(self) -> tuple[ProbeLoader, ProbeLoader]:
         """Return loaders of all labelled images, to learn from and held out, in their order.
 
         Batches are ``(images [B, C, S, S], labels [B])``: the middle square, resized with antialiasing
-        and normalised. Unreadable images are left out.
+        and normalised, in the precision of the fit. Unreadable and unlabelled images are left out.
+
+        Raises:
+            ValueError: if there are no labelled images.
         """
         splits = self._opened()
+        assert splits.val is not None  # setup held some out
         return ProbeLoader(self, splits.probe), ProbeLoader(self, splits.val)
 
     @override
@@ -232,20 +311,31 @@ class MultiViewDataModule(LightningDataModule):
         self.report(batch)
         device = batch.labels.device
         mean, std = self.mean.to(device), self.std.to(device)
+        drawing = self.drawing
         if batch.views:
-            scaled = [(v / 255 - mean.view(-1, 1, 1)) / std.view(-1, 1, 1) for v in batch.views]
-            return scaled, batch.labels
-        parameters = self.drawing(batch.numbers, batch.sizes, batch.epoch)
+            made = [(v / 255 - mean.view(-1, 1, 1)) / std.view(-1, 1, 1) for v in batch.views]
+            return [self.in_precision(view) for view in made], batch.labels
+        parameters = drawing(batch.numbers, batch.sizes, batch.epoch)
+        kinds = [slice(drawing.n_global), slice(drawing.n_global, None)]
         with torch.no_grad(), torch.autocast(device.type, enabled=False):
-            made = make_views(
-                batch.images,
-                parameters,
-                size=self.drawing.size,
-                blur_kernels=[recipe.blur_kernel for recipe in self.drawing.recipes],
-                mean=mean,
-                std=std,
-            )
-        return made, batch.labels
+            made = [
+                view
+                for kind in kinds if parameters[kind]
+                for view in make_views(
+                    batch.images,
+                    parameters[kind],
+                    size=drawing.sizes[kind][0],
+                    blur_kernels=[recipe.blur_kernel for recipe in drawing.recipes[kind]],
+                    mean=mean,
+                    std=std,
+                )
+            ]  # fmt: skip
+        return [self.in_precision(view) for view in made], batch.labels
+
+    def in_precision(self, x: Tensor) -> Tensor:
+        """Return a tensor in the floating point type the trainer hands batches to its module in."""
+        # The trainer converts batches before their views are made.
+        return x if self.trainer is None else self.trainer.precision_plugin.convert_input(x)
 
     def report(self, batch: RawBatch) -> None:
         """Count and name the images a batch could not read.
@@ -272,17 +362,16 @@ class MultiViewDataModule(LightningDataModule):
         trainer = self.trainer
         return (1, 0) if trainer is None else (trainer.world_size, trainer.global_rank)
 
-    def _images(self, data: Any, *, views: bool) -> RawImages:
+    def _images(self, data: Rows, *, views: bool) -> RawImages:
         return RawImages(
             data,
-            channels=self.channels,
-            max_side=self.max_side,
+            reading=self.reading,
             max_corrupt=self.max_corrupt,
             replace=views,
             drawing=self.drawing if views and self.backend == "torchvision" else None,
         )
 
-    def _loader(self, data: Any, *, train: bool) -> ResumableLoader:
+    def _loader(self, data: Rows, *, train: bool) -> ResumableLoader:
         ranks, rank = self._ranks()
         share = len(data) // ranks if train else -(-len(data) // ranks)
         lonely = not train and share % self.batch_size == 1
@@ -308,9 +397,16 @@ class MultiViewDataModule(LightningDataModule):
 class ProbeLoader:
     """Labelled images without augmentation, ``(images, labels)`` a batch."""
 
-    def __init__(self, module: MultiViewDataModule, data: Any) -> None:
+    def __init__(self, module: MultiViewDataModule, data: Rows) -> None:
         self.module = module
-        sampler = [(-1, index) for index in range(len(data))]
+        labels = data.labels()
+        numbers = range(len(data)) if labels is None else (labels >= 0).nonzero().flatten().tolist()
+        if not len(numbers):
+            raise ValueError(
+                f"source: none of the {len(data)} images is labelled (labels below 0 mean that); probes need "
+                "labelled images"
+            )
+        sampler = [(-1, index) for index in numbers]
         self._raw = module._read(module._images(data, views=False), sampler, drop_last=False)
 
     def __len__(self) -> int:
@@ -320,13 +416,15 @@ class ProbeLoader:
         module = self.module
         for batch in self._raw:
             module.report(batch)
-            if not len(batch.labels):
+            labelled = batch.labels >= 0
+            if not labelled.any():
                 continue
             side_B = batch.sizes.amin(dim=1)
             top, left = ((batch.sizes[:, k] - side_B) // 2 for k in range(2))
             boxes = torch.stack([top, left, side_B, side_B], dim=1)
-            x = crop_resize(batch.images, boxes, size=module.drawing.size)
-            yield (x - module.mean.view(-1, 1, 1)) / module.std.view(-1, 1, 1), batch.labels
+            x = crop_resize(batch.images[labelled], boxes[labelled], size=module.drawing.size)
+            x = (x - module.mean.view(-1, 1, 1)) / module.std.view(-1, 1, 1)
+            yield module.in_precision(x), batch.labels[labelled]
 
 
 def _whole(batch: RawBatch) -> RawBatch:

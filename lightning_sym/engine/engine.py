@@ -8,11 +8,11 @@ an optimizer has stepped.
 from __future__ import annotations
 
 import contextlib
+import math
 import threading
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -21,8 +21,11 @@ import torch
 from lightning_sym.engine.batch import find_targets
 from lightning_sym.engine.publish import sorted_out
 from lightning_sym.engine.ranks import RankError
+from lightning_sym.engine.reduction import Failure, reduce
 from lightning_sym.engine.run import Run
-from lightning_sym.engine.schedule import EpochEnds, Every, LogSpaced
+from lightning_sym.engine.schedule import EpochEnds, Every, LogSpaced, Schedule
+from lightning_sym.engine.seats import Seat, seated, wanted_by
+from lightning_sym.observe.coverage import announced, coverage
 from lightning_sym.observe.gains import gains
 from lightning_sym.observe.hooks import LayerWatch, has_compiled
 from lightning_sym.observe.layers import Layer, readers, watchable_layers
@@ -31,19 +34,6 @@ from lightning_sym.observe.statistics.statistic import Statistic
 from lightning_sym.observe.step import Step, Targets
 
 SECTIONS = ("hooks", "moments", "reduction", "spectra", "logging")
-
-
-@dataclass
-class _Seat:
-    """A monitor in this fit."""
-
-    monitor: Any
-    quantity: str  # the first part of its keys, where readings of all monitors meet
-    layers: list[Layer] = field(default_factory=list)
-    due: int = 1  # the next due step
-    read_at: int = -1  # the step of its last reading
-    started: bool = False
-    failure: Exception | None = None  # while its optimizer stepped, to be told with its reading
 
 
 class Engine:
@@ -64,9 +54,9 @@ class Engine:
         self.run = run
         self.seconds = dict.fromkeys(SECTIONS, 0.0)
         self.probes, self.held_bytes = 0, 0
-        self._seats = _seated(list(monitors))
+        self._seats = seated(list(monitors))
         self._watches: dict[str, LayerWatch] = {}
-        self._due: list[_Seat] = []
+        self._due: list[Seat] = []
         self._armed_at: int | None = None
         self._handles: list[Any] = []
         self._stance: Any = None
@@ -75,7 +65,8 @@ class Engine:
         self._previous: int | None = None
         self._stride = 1  # optimizer steps of the last batch: several optimizers make several
         self._said: set[str] = set()
-        self._compared: dict[str, str] = {}
+        self._agreed: set[str] = set()
+        self._lazy = False  # whether layers have no shape yet
 
     @property
     def monitors(self) -> list[Any]:
@@ -96,19 +87,31 @@ class Engine:
 
     def start(self) -> None:
         """Check arguments and choose layers; user errors are raised here, before the first batch."""
+        try:
+            self.run.ranks.attempt(self._check)
+        except RankError as failure:
+            raise _own(failure) from None
+        self._announce()
+
+    def _check(self) -> None:
         self.run.check(self.monitors)
         for monitor in self.monitors:
             monitor.check(self.run)
-        total = len(watchable_layers(self.run.module))
+        self._choose()
+
+    def _choose(self) -> None:
         for seat in self._seats:
             seat.layers = seat.monitor.choose(self.run.module)
-        names = {layer.name for seat in self._seats if seat.monitor.layers is None for layer in seat.layers}
-        if names and len(names) < total:
-            ordered = [layer.name for layer in watchable_layers(self.run.module) if layer.name in names]
-            self.run.tell(
-                f"lightning_sym watches {len(ordered)} of {total} layers: {', '.join(ordered)}. "
-                "Choose others with layers=, or more with max_layers=."
-            )
+
+    def _announce(self) -> None:
+        """Say once for all monitors what is read."""
+        layers = {layer.name for seat in self._seats for layer in seat.layers}
+        self._lazy = bool(coverage(self.run.module).lazy)
+        if any(seat.monitor.needs for seat in self._seats):
+            said, warning = announced(self.run.module, layers)
+            self.run.tell(said)
+            if warning is not None:
+                self._warn(*warning)
 
     def begin(self) -> None:
         """Begin a run, or go on with one: the steps that were made tell which."""
@@ -116,28 +119,47 @@ class Engine:
         self._previous = None
         for seat in self._seats:
             if step == 0:
-                seat.monitor.begin_run()
+                self._attempt(seat.monitor, lambda: "begin_run", seat.monitor.begin_run)
             self._schedule(seat, min(seat.monitor.last, step))
         if step == 0:
             at_start = [s for s in self._seats if getattr(s.monitor.schedule, "at_start", False)]
             self._read(at_start, self._parameters_of(at_start), self.run.logger_step)
 
-    def _schedule(self, seat: _Seat, step: int) -> None:
+    def _schedule(self, seat: Seat, step: int) -> None:
         """Set the next due step; a schedule of the user's own is rank 0's."""
         schedule = seat.monitor.schedule
         if isinstance(schedule, EpochEnds):
             return
         if isinstance(schedule, Every | LogSpaced):
             seat.due = schedule.next(step)
-        else:
-            seat.due = self.run.ranks.broadcast(schedule.next(step))
+            return
+        due = self._attempt(seat.monitor, lambda: "its schedule", partial(self._next, schedule, step))
+        seat.due = math.inf if due is None else due
 
-    def close(self) -> None:
-        """Take every hook off and let go of everything; harmless if that was done."""
+    def _next(self, schedule: Schedule, step: int) -> int:
+        due = schedule.next(step)
+        if not isinstance(due, int):
+            raise TypeError(f"next must return a step, got {due!r}")
+        return self.run.ranks.broadcast(due)
+
+    def close(self, *, ended: bool = False) -> None:
+        """Take every hook off and let go of everything; harmless if that was done.
+
+        Args:
+            ended: whether the fit has come to its end: a strict monitor that fails here then raises.
+        """
         self._disarm()
-        for seat in self._seats:
-            seat.monitor.end_run()
         self.run.batch = None
+        failure: Exception | None = None
+        for monitor in self.monitors:
+            try:
+                monitor.end_run()
+            except Exception as error:  # on this rank alone, maybe: the others are not asked
+                failure = error if monitor.strict else failure
+                said = f"{type(monitor).__name__} failed in end_run: {type(error).__name__}: {error}"
+                warnings.warn(said, stacklevel=2)
+        if ended and failure is not None:
+            raise failure
 
     # -- a step -------------------------------------------------------------------------------
 
@@ -152,6 +174,9 @@ class Engine:
                 self._stride = max(1, step - self._previous)
             self._previous = step
             run.batch = batch
+            if self._lazy and not coverage(run.module).lazy:
+                self._choose()  # lazy layers have got their shapes
+                self._announce()
             for seat in self._seats:
                 if not seat.started:
                     seat.started = True
@@ -187,7 +212,7 @@ class Engine:
         self._armed_at, self._logger_step = run.step, run.logger_step
         run.losses = []
         self._step = Step(rank=run.ranks.rank, ranks=run.ranks.size, labels=self._labels)
-        wanted, layers = _wanted(self._due)
+        wanted, layers = wanted_by(self._due)
         if wanted:
             if has_compiled(run.module):
                 self._stance = torch.compiler.set_stance("force_eager")
@@ -196,7 +221,10 @@ class Engine:
             if hasattr(optimizer, "register_step_post_hook"):
                 self._handles.append(optimizer.register_step_post_hook(self.stepped))
         self.held_bytes = sum(
-            t.numel() * t.element_size() for watch in self._watches.values() for t in watch.tensors()
+            tensor.numel() * tensor.element_size()
+            for watch in self._watches.values()
+            for statistic in watch.statistics
+            for tensor in watch.sums(statistic)
         )
         self.seconds["hooks"] += time.perf_counter() - began
 
@@ -213,7 +241,7 @@ class Engine:
                 looking=self._looking,
                 seconds=self.seconds,
                 reader=reads.get(layer.module) if layer.part is None else None,
-                compared=self._compared,
+                agreed=self._agreed,
             )
             watch.attach()
             self._watches[name] = watch
@@ -282,7 +310,13 @@ class Engine:
         layers = self._reduce(watches, due)
         self.probes += 1
         ran = {layer.name for layer in layers}
-        if silent := [watch.layer.name for watch in watches if watch.layer.name not in ran]:
+        # An expert that got no token is nothing to speak of where another got one.
+        stacks = {layer.layer.holder for layer in layers if not layer.layer.in_order}
+        if silent := [
+            watch.layer.name
+            for watch in watches
+            if watch.layer.name not in ran and (watch.layer.in_order or watch.layer.holder not in stacks)
+        ]:
             self._warn(
                 f"layers that never ran have no readings: {', '.join(silent)}", f" (in step {self.run.step})"
             )
@@ -299,53 +333,36 @@ class Engine:
             stance, self._stance = self._stance, None
             stance.__exit__(None, None, None)
 
-    def _reduce(self, watches: list[LayerWatch], due: list[_Seat]) -> list[LayerObservation]:
+    def _reduce(self, watches: list[LayerWatch], due: list[Seat]) -> list[LayerObservation]:
         """Sum over ranks: what failed on one of them has no result on any."""
         began = time.perf_counter()
-        ranks = self.run.ranks
-        sums = [watch.tensors() for watch in watches]
-        status = [watch.status() for watch in watches]
-        ranks.sum([tensor for both in zip(status, sums, strict=True) for t in both for tensor in _flat(t)])
-        again = []
-        for watch, bad in zip(watches, status, strict=True):
-            for statistic, failed in zip(watch.statistics, bad.tolist(), strict=False):
-                if not failed and statistic in watch.tallies:
-                    again += watch.tallies[statistic].second_pass()
-        ranks.sum(again)
+        layers, failures = reduce(self.run.ranks, watches)
         self.seconds["reduction"] += time.perf_counter() - began
-        layers, failures = [], []
-        for watch, bad in zip(watches, status, strict=True):
-            failed = {s for s, count in zip(watch.statistics, bad.tolist(), strict=False) if count}
-            failures += [(watch, statistic) for statistic in watch.statistics if statistic in failed]
-            if float(watch.calls) > 0:
-                layers.append(LayerObservation(watch, failed=failed, fed_by_data=not float(bad[-1])))
-        if failures:
-            self._report(failures, due)
+        self._report(failures, due)
         return layers
 
-    def _report(self, failures: list[tuple[LayerWatch, Statistic]], due: list[_Seat]) -> None:
+    def _report(self, failures: list[Failure], due: list[Seat]) -> None:
         """Say on rank 0 what has no reading, of which layer, at which step and on which rank."""
-        every = self.run.ranks.explain([watch.reason(statistic) for watch, statistic in failures])
-        for i, (watch, statistic) in enumerate(failures):
-            rank, (fault, said) = next((r, words[i]) for r, words in enumerate(every) if words[i][1])
-            what = type(statistic).__name__
-            place = f"layer {watch.layer.name}"
+        missing: dict[tuple[str, str, str], list[str]] = {}
+        for watch, statistic, rank, fault, said in failures:
+            what, place = type(statistic).__name__, f"layer {watch.layer.name}"
             users = [seat.monitor for seat in due if statistic in seat.monitor.needs]
-            if fault and any(monitor.strict for monitor in users):
-                raise watch.errors.get(statistic) or RuntimeError(f"{said} (on rank {rank}, {place})")
             names = ", ".join(dict.fromkeys(type(monitor).__name__ for monitor in users))
-            if fault:
-                on = f" on rank {rank}" if self.run.ranks.size > 1 else ""
-                self._warn(
-                    f"observing {place} failed ({what}, for {names})",
-                    f" at step {self.run.step}{on}: {said}. The fit goes on without what needs it; pass "
-                    "strict=True to raise instead.",
-                )
-            else:
-                self._warn(
-                    f"{place} has no readings of {what}",
-                    f" ({names}): {said}.",
-                )
+            if not fault:
+                missing.setdefault((what, names, said), []).append(watch.layer.name)
+                continue
+            if any(monitor.strict for monitor in users):
+                raise watch.errors.get(statistic) or RuntimeError(f"{said} (on rank {rank}, {place})")
+            on = f" on rank {rank}" if self.run.ranks.size > 1 else ""
+            self._warn(
+                f"observing {place} failed ({what}, for {names})",
+                f" at step {self.run.step}{on}: {said}. The fit goes on without what needs it; pass "
+                "strict=True to raise instead.",
+            )
+        for (what, names, said), layers in missing.items():
+            layers = list(dict.fromkeys(layers))
+            have = f"layer {layers[0]} has" if len(layers) == 1 else f"layers {', '.join(layers)} have"
+            self._warn(f"{have} no readings of {what}", f" ({names}): {said}.")
 
     # -- reading ------------------------------------------------------------------------------
 
@@ -372,19 +389,19 @@ class Engine:
         """The step of the last batch, as Lightning logs epochs."""
         return self.run.logger_step - 1
 
-    def _of_epochs(self) -> list[_Seat]:
+    def _of_epochs(self) -> list[Seat]:
         """Return who is due at this epoch's end and has not read these weights yet."""
         ends = [seat for seat in self._seats if isinstance(seat.monitor.schedule, EpochEnds)]
         due = [seat for seat in ends if seat.monitor.schedule.due(self.run.epoch)]
         return [seat for seat in due if seat.read_at != self.run.step]
 
-    def _read_rested(self, due: list[_Seat]) -> None:
+    def _read_rested(self, due: list[Seat]) -> None:
         if due:
             self._read(due, self._parameters_of(due), self._epoch_step)
 
-    def _parameters_of(self, due: list[_Seat]) -> list[LayerObservation]:
+    def _parameters_of(self, due: list[Seat]) -> list[LayerObservation]:
         """Return what parameters alone show: no step is observed at an epoch's end."""
-        wanted, layers = _wanted(due)
+        wanted, layers = wanted_by(due)
         found = []
         for name in sorted(wanted, key=self._order().index):
             watch = LayerWatch(
@@ -395,7 +412,7 @@ class Engine:
         return found
 
     def _read(
-        self, due: list[_Seat], layers: list[LayerObservation], logger_step: int, *, method: str = "read"
+        self, due: list[Seat], layers: list[LayerObservation], logger_step: int, *, method: str = "read"
     ) -> None:
         ran = {layer.name for layer in layers}
         for seat in due:
@@ -424,7 +441,7 @@ class Engine:
                 self.seconds["logging"] += time.perf_counter() - began
 
     def _values(
-        self, seat: _Seat, read: Callable[[Observation], Iterable[Any]], seen: Observation
+        self, seat: Seat, read: Callable[[Observation], Iterable[Any]], seen: Observation
     ) -> tuple[dict[str, float], dict[str, Any]]:
         """Return what a monitor reads; the numbers are rank 0's, since machines round differently."""
         failure, seat.failure = seat.failure, None
@@ -433,9 +450,7 @@ class Engine:
         values, media = sorted_out(read(seen), seat.monitor.prefix)
         return self.run.ranks.broadcast(values), media
 
-    def _publish(
-        self, seat: _Seat, values: dict[str, float], media: dict[str, Any], logger_step: int
-    ) -> None:
+    def _publish(self, seat: Seat, values: dict[str, float], media: dict[str, Any], logger_step: int) -> None:
         seat.monitor.history.append({"step": self.run.step, "fit": seat.monitor.fit, **values})
         own = len(seat.monitor.prefix)
         values = {seat.quantity + key[own:]: value for key, value in values.items()}
@@ -445,7 +460,7 @@ class Engine:
                 raise RuntimeError(said)
             self._warn(f"{type(seat.monitor).__name__} could not log: {said}", "")
 
-    def _call(self, seat: _Seat, method: str) -> None:
+    def _call(self, seat: Seat, method: str) -> None:
         """Call a monitor's method before a step; what it keeps goes into its state."""
         if not seat.monitor.overrides(method):
             return
@@ -459,13 +474,13 @@ class Engine:
     def _attempt(self, monitor: Any, where: Callable[[], str], compute: Callable[[], Any]) -> Any:
         """Return what is computed, on all ranks or on none: then one warning, or an error if ``strict``."""
         try:
-            return self.run.ranks.attempt(compute)
+            return self.run.ranks.attempt(compute, where)
         except RankError as failure:
             if monitor.strict:
-                raise (failure.error or RuntimeError(f"{failure.said} (on rank {failure.rank})")) from None
+                raise _own(failure) from None
             on = f" on rank {failure.rank}" if self.run.ranks.size > 1 else ""
             self._warn(
-                f"{type(monitor).__name__} failed in {where()}",
+                f"{type(monitor).__name__} failed in {failure.place or where()}",
                 f" at step {self.run.step}{on}: {failure.said}. The fit goes on without this reading; pass "
                 "strict=True to raise instead.",
             )
@@ -479,40 +494,10 @@ class Engine:
                 warnings.warn(kind + details, stacklevel=2)
 
 
-def _flat(part: Any) -> list[torch.Tensor]:
-    return [part] if isinstance(part, torch.Tensor) else part
+def _own(failure: RankError) -> Exception:
+    """Return a failure's own error on the rank that raised it, and one that names it on the others."""
+    return failure.error or RuntimeError(f"{failure.said} (on rank {failure.rank})")
 
 
 def _place(method: str, seen: Observation) -> str:
     return f"{method} of layer {seen.current}" if seen.current else method
-
-
-def _wanted(seats: list[_Seat]) -> tuple[dict[str, list[Statistic]], dict[str, Layer]]:
-    """Return what is kept of which layer: equal needs once, unequal ones side by side."""
-    wanted: dict[str, list[Statistic]] = {}
-    layers: dict[str, Layer] = {}
-    for seat in seats:
-        for statistic in seat.monitor.needs:
-            for layer in statistic.where(seat.layers):
-                kept = wanted.setdefault(layer.name, [])
-                kept += [statistic] if statistic not in kept else []
-                layers.setdefault(layer.name, layer)
-    return wanted, layers
-
-
-def _seated(monitors: list[Any]) -> list[_Seat]:
-    """Give each monitor the first part of its keys.
-
-    Raises:
-        ValueError: if two of them would write the same keys at the same steps.
-    """
-    seats: list[_Seat] = []
-    for monitor in monitors:
-        same = [seat.monitor for seat in seats if seat.monitor.prefix == monitor.prefix]
-        if any(other.schedule == monitor.schedule for other in same):
-            raise ValueError(
-                f"{type(same[0]).__name__} and {type(monitor).__name__} would both log under "
-                f"{monitor.prefix}/...; give one of them a name of its own, such as name='{monitor.prefix}_b'"
-            )
-        seats.append(_Seat(monitor, monitor.prefix + (f"_{len(same) + 1}" if same else "")))
-    return seats

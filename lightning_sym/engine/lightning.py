@@ -156,7 +156,7 @@ class Driver(Callback):
 
     @override
     def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
-        self.close(trainer)
+        self.close(trainer, ended=True)
 
     @override
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
@@ -164,19 +164,16 @@ class Driver(Callback):
         if stage == "fit":
             _return_few(trainer)
 
-    def close(self, trainer: Any) -> None:
-        """Take every hook off and let go of the fit."""
+    def close(self, trainer: Any, *, ended: bool = False) -> None:
+        """Take every hook off and let go of the fit, which has come to its end or is broken off."""
         _unwrap(trainer.strategy)
         if self.engine is not None:
             engine, self.engine = self.engine, None
-            engine.close()
-            for each in (
-                self,
-                *engine.monitors,
-            ):  # Lightning's, bound to the module
+            for each in (self, *engine.monitors):  # Lightning's, bound to the module
                 each.__dict__.pop("log", None)
                 each.__dict__.pop("log_dict", None)
             self.seconds, self.probes, self.held_bytes = engine.seconds, engine.probes, engine.held_bytes
+            engine.close(ended=ended)
 
     def _drive(self, trainer: Any, act: Callable[[Engine], None]) -> None:
         """Act, unless there is nothing to drive; a fault of the engine's own ends the observation alone."""

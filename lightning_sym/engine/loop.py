@@ -176,11 +176,11 @@ class Watching:
         self._begin_step()
         return self
 
-    def __exit__(self, *_: Any) -> None:
+    def __exit__(self, kind: Any, *_: Any) -> None:
         while self._handles:
             self._handles.pop().remove()
         self._window.close()
-        self.engine.close()
+        self.engine.close(ended=kind is None)
 
     def batch(self, batch: Any) -> None:
         """Say which batch is run next, at the head of a step (of each of its batches, if several)."""

@@ -18,6 +18,8 @@ def sorted_out(readings: Iterable[Any], quantity: str) -> tuple[dict[str, float]
     """
     values: dict[str, float] = {}
     media: dict[str, Any] = {}
+    if not isinstance(readings, Iterable):
+        raise TypeError(f"read must yield Reading(layer, what, value), got {readings!r}")
     for reading in readings:
         if not isinstance(reading, Reading):
             raise TypeError(f"read must yield Reading(layer, what, value), got {reading!r}")

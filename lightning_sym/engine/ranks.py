@@ -26,11 +26,12 @@ class RankError(RuntimeError):
         rank: the first rank on which it failed.
         said: the error's type and text.
         error: the error itself, on a rank on which it was raised.
+        place: where that rank was, if it said so.
     """
 
-    def __init__(self, rank: int, said: str, error: Exception | None = None) -> None:
+    def __init__(self, rank: int, said: str, error: Exception | None = None, place: str = "") -> None:
         super().__init__(said)
-        self.rank, self.said, self.error = rank, said, error
+        self.rank, self.said, self.error, self.place = rank, said, error, place
 
 
 class Ranks:
@@ -47,8 +48,12 @@ class Ranks:
         self.rank = dist.get_rank() if there else 0
         self.device = device or torch.device("cpu")
 
-    def attempt(self, compute: Callable[[], T]) -> T:
+    def attempt(self, compute: Callable[[], T], place: Callable[[], str] = str) -> T:
         """Return what ``compute`` returns, if it succeeds on all ranks.
+
+        Args:
+            compute: what may fail on one rank.
+            place: says where, for the error.
 
         Raises:
             RankError: on every rank, if it fails on one.
@@ -58,8 +63,8 @@ class Ranks:
         except RankError:
             raise  # announced already, by this rank or another one
         except Exception as error:
-            rank, said = self._agree(error)
-            raise RankError(rank, said, error) from error
+            rank, said, where = self._agree(error, place())
+            raise RankError(rank, said, error, where) from error
         self._check()
         return found
 
@@ -120,19 +125,19 @@ class Ranks:
     # -- the status ---------------------------------------------------------------------------
 
     def _check(self) -> None:
-        rank, said = self._agree(None)
+        rank, said, place = self._agree(None)
         if rank < self.size:
-            raise RankError(rank, said)
+            raise RankError(rank, said, place=place)
 
-    def _agree(self, error: Exception | None) -> tuple[int, str]:
-        """Return the first rank that failed, and with what; ``size`` if none did."""
+    def _agree(self, error: Exception | None, place: str = "") -> tuple[int, str, str]:
+        """Return the first rank that failed, with what, and where; ``size`` if none did."""
         said = "" if error is None else f"{type(error).__name__}: {error}"
         if self.size == 1:
-            return (0 if error is not None else 1), said
+            return (0 if error is not None else 1), said, place
         first = torch.tensor([self.size if error is None else self.rank], device=self.device)
         dist.all_reduce(first, op=dist.ReduceOp.MIN)
         rank = int(first)
-        return rank, self._broadcast(said, rank) if rank < self.size else ""
+        return rank, *(self._broadcast((said, place), rank) if rank < self.size else ("", ""))
 
     def _broadcast(self, value: T, source: int) -> T:
         if self.size == 1:

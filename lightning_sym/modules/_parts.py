@@ -158,7 +158,19 @@ def optimizer_class(kind: str | type[torch.optim.Optimizer]) -> type[torch.optim
     return known[kind.lower()]
 
 
-def warmup_cosine(step: int, *, warmup: int, total: float, final: float) -> float:
+def time_share(trainer: Any) -> float | None:
+    """Return which share of the trainer's ``max_time`` has passed, rank 0's on all ranks; None: no limit."""
+    for callback in trainer.callbacks:
+        if hasattr(callback, "time_elapsed") and hasattr(callback, "time_remaining"):
+            left = callback.time_remaining()
+            if left is None:
+                continue
+            passed = callback.time_elapsed()
+            return float(trainer.strategy.broadcast(passed / max(passed + left, 1e-9)))
+    return None
+
+
+def warmup_cosine(step: int, *, warmup: float, total: float, final: float) -> float:
     r"""Share of the peak learning rate at a step: a line up, then half a cosine down.
 
     Args:
@@ -168,7 +180,7 @@ def warmup_cosine(step: int, *, warmup: int, total: float, final: float) -> floa
         final: share reached at ``step = total``.
 
     Returns:
-        A share in ``(0, 1]``.
+        A share in ``[0, 1]``; 0 during a warm-up without end.
 
     Example:
         >>> [round(warmup_cosine(k, warmup=2, total=6, final=0.0), 3) for k in range(7)]

@@ -5,28 +5,34 @@ Shape letters: B batch, F representation width, D embedding dimensions.
 
 from __future__ import annotations
 
-import itertools
+import inspect
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
 from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities.memory import is_oom_error
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 from typing_extensions import override
 
 from lightning_sym.losses._pairs import PairLoss
-from lightning_sym.modules import _parts
+from lightning_sym.modules import _parts, _saving, _views
 
 
 class JointEmbedding(LightningModule):
     """A LightningModule that pulls the embeddings of a sample's views together.
 
     A batch is ``(views, labels)`` with ``views`` a list of two or more ``[B, C, H, W]``; labels are
-    not used. With more than two views the loss is the mean over all pairs. Works in any precision and
-    on any number of ranks: the loss is of the global batch, and with ``sync_batchnorm`` the statistics
-    are too.
+    not used. With more than two views the loss is the mean over all pairs; if they differ in size, over
+    all pairs of a largest one with any other (:func:`~lightning_sym.modules._views.pairs_of`). Works in
+    any precision and on any number of ranks: the loss is of the global batch, and with
+    ``sync_batchnorm`` the statistics are too.
+
+    ``load_from_checkpoint(path)`` alone gives the module as it was trained; an argument that is an object
+    (a backbone or a loss of one's own) is to be given again: ``load_from_checkpoint(path, backbone=net)``.
 
     Args:
         loss: the loss of two embeddings ``[B, D]``.
@@ -40,7 +46,9 @@ class JointEmbedding(LightningModule):
         lr: peak learning rate. None: ``base_lr`` times the global batch size over 256.
         weight_decay: of weights; biases and normalisation layers have none.
         warmup_epochs: epochs of linear warm-up, at most a tenth of the run.
-        schedule: ``"cosine"`` down from the peak, or ``"constant"``: no warm-up either.
+        schedule: ``"cosine"`` down from the peak to the end of the run, whichever of the trainer's
+            ``max_epochs``, ``max_steps`` and ``max_time`` comes first (the last is estimated anew at every
+            step, from the steps made so far); or ``"constant"``: no warm-up either.
         final_lr_share: share of the peak the cosine ends at.
         init_scale: multiplies every parameter once at the start. Below one it sharpens the steps in
             which dimensions are learned; layers followed by a normalisation do not feel it.
@@ -54,8 +62,9 @@ class JointEmbedding(LightningModule):
             train like this themselves (2048 samples, 8192 dimensions), hence a warning by default.
 
     Raises:
-        ValueError: if a name or a size is wrong; before training starts, if batches have one
-            sample, for ``rank_check="error"``, or if the trainer has taken activations away.
+        ValueError: if a name or a size is wrong; before the first step, if there is no batch, batches
+            have one sample or do not hold views the backbone can take, for ``rank_check="error"``, or if
+            the trainer has taken activations away.
     """
 
     base_lr: ClassVar[float] = 0.2
@@ -83,6 +92,13 @@ class JointEmbedding(LightningModule):
         rank_check: Literal["warn", "error", "off"] = "warn",
     ) -> None:
         super().__init__()
+        frame = inspect.currentframe()
+        assert frame is not None  # CPython has them
+        self.save_hyperparameters(_saving.arguments(self, frame))
+        _saving.refuse_foreign(
+            backbone=backbone, loss=loss, optimizer=optimizer, backbone_options=backbone_options,
+            optimizer_options=optimizer_options, compile=compile,
+        )  # fmt: skip
         _check_options(lr, weight_decay, warmup_epochs, schedule, final_lr_share, init_scale, rank_check)
         _parts.optimizer_class(optimizer)
         self.loss = loss
@@ -94,6 +110,11 @@ class JointEmbedding(LightningModule):
             raise ValueError("features must be given with a backbone that is a module, got None")
         else:
             self.backbone, width = backbone, features
+        self.backbone_name = repr(backbone) if isinstance(backbone, str) else type(backbone).__name__
+        self._width = width
+        self._timm_name = backbone if isinstance(backbone, str) else None
+        self._small_images, self._backbone_options = small_images, dict(backbone_options or {})
+        self._fits = False  # whether the backbone has taken a batch
         self.projector: torch.nn.Module = _parts.projector(width, projector)
         self.dimensions = projector[-1] if len(projector) else width
         self.optimizer = optimizer
@@ -113,7 +134,15 @@ class JointEmbedding(LightningModule):
 
     def embed(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return the representation ``[B, F]`` and the embedding ``[B, D]`` of images."""
-        representation = self.backbone(x)
+        try:
+            representation = self.backbone(x)
+        except (RuntimeError, AssertionError, ValueError, TypeError) as error:
+            if self._fits or is_oom_error(error):  # then it is not that they do not go together
+                raise
+            told = _views.misfit(x, self.backbone, name=self.backbone_name, error=error)
+            raise ValueError(told) from error
+        _views.check_representation(representation, x, name=self.backbone_name, features=self._width)
+        self._fits = True
         return representation, self.projector(representation)
 
     @override
@@ -129,21 +158,69 @@ class JointEmbedding(LightningModule):
         self.log("val_loss", self.views_loss(batch), prog_bar=True, batch_size=len(batch[0][0]))
 
     def views_loss(self, batch: Any) -> Tensor:
-        """Return the mean loss over all pairs of views of a batch.
+        """Return the mean loss over the pairs of views of a batch.
 
         Raises:
-            ValueError: if the batch is not ``(views, labels)`` with two views at least.
+            ValueError: if the batch is not ``(views, labels)`` with two views at least, of the same samples.
         """
-        views = batch[0]
-        if not isinstance(views, list | tuple) or len(views) < 2:
-            found = f"{len(views)} view" if isinstance(views, list | tuple) else f"a {type(views).__name__}"
-            raise ValueError(f"a batch must be (views, labels) with at least 2 views in a list, got {found}")
-        if self.joint_forward and len({view.shape for view in views}) == 1:
-            embeddings = list(self.embed(torch.cat(list(views)))[1].chunk(len(views)))
+        views = _views.views_of(batch)
+        embeddings: list[Tensor] = [*views]
+        if self.joint_forward:
+            for shape in dict.fromkeys(view.shape for view in views):
+                same = [k for k, view in enumerate(views) if view.shape == shape]
+                joint = self.embed(torch.cat([views[k] for k in same]))[1].chunk(len(same))
+                for k, embedding in zip(same, joint, strict=True):
+                    embeddings[k] = embedding
         else:
             embeddings = [self.embed(view)[1] for view in views]
-        losses = [self.loss(a, b) for a, b in itertools.combinations(embeddings, 2)]
-        return torch.stack(losses).mean()
+        pairs = _views.pairs_of(views)
+        losses = torch.stack([self.loss(embeddings[a], embeddings[b]) for a, b, _ in pairs])
+        weights = losses.new_tensor([weight for *_, weight in pairs])
+        return (losses * weights).sum() / weights.sum()
+
+    def export_backbone(self, path: str | Path) -> None:
+        """Write the backbone as a safetensors file from which timm alone rebuilds it.
+
+        The file's metadata hold ``timm_name`` and ``timm_args``, JSON of the arguments of
+        ``timm.create_model``; the weights go in with ``load_state_dict``. Weights of another type than
+        float32 keep it: the rebuilt model is then to be cast.
+
+        Args:
+            path: of the file.
+
+        Raises:
+            ValueError: if timm cannot rebuild the backbone from its name and arguments: it is no timm
+                model, has the stem for small images, or was changed.
+        """
+        if not isinstance(self._timm_name, str):
+            raise ValueError(
+                f"backbone must be the name of a timm model to be exported, got a {self.backbone_name}; save "
+                "module.backbone.state_dict() instead"
+            )
+        if self._small_images:
+            raise ValueError(
+                "small_images=True gave the backbone a stem that timm.create_model cannot make; save "
+                "module.backbone.state_dict() instead, or train with small_images=False"
+            )
+        _saving.export(self.backbone, path, name=self._timm_name, options=self._backbone_options)
+
+    @override
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep a reloaded module from fetching pretrained weights it then overwrites."""
+        kept = checkpoint.get(self.CHECKPOINT_HYPER_PARAMS_KEY) or {}
+        options = kept.get("backbone_options")
+        if options:
+            options = {k: v for k, v in options.items() if k not in _saving.FROM_ELSEWHERE}
+            checkpoint[self.CHECKPOINT_HYPER_PARAMS_KEY] = {**kept, "backbone_options": options}
+
+    @override
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take the floating point type the weights were trained in, unless a trainer has chosen one."""
+        if self._trainer is None and self._fabric is None:
+            weights = checkpoint["state_dict"]
+            types = {w.dtype for name, w in weights.items() if w.is_floating_point()}
+            if len(types) == 1:
+                self.to(types.pop())
 
     @override
     def setup(self, stage: str) -> None:
@@ -167,7 +244,8 @@ class JointEmbedding(LightningModule):
     @override
     def configure_optimizers(self) -> Any:
         trainer = self.trainer
-        total = trainer.estimated_stepping_batches  # loads the data: batch sizes are known from here
+        if trainer.train_dataloader is None:
+            trainer.fit_loop.setup_data()  # from here on batch sizes are known
         per_rank = _batch_size(trainer.train_dataloader)
         batch = None if per_rank is None else per_rank * trainer.world_size
         self._check_batch(batch)
@@ -186,22 +264,34 @@ class JointEmbedding(LightningModule):
         if self.schedule == "constant":
             return made
         per_epoch = trainer.num_training_batches / trainer.accumulate_grad_batches
-        warmup = self.warmup_epochs * per_epoch if math.isfinite(per_epoch) else math.inf
-        warmup = min(warmup, 0.1 * total)
-        if math.isinf(warmup):
+        warmup = self.warmup_epochs * per_epoch if self.warmup_epochs else 0.0
+        total = float(trainer.estimated_stepping_batches)
+        total = math.inf if total < 0 else total  # what a trainer says of an endless loader
+        timed = _parts.time_share(trainer) is not None
+        if math.isinf(total) and math.isinf(warmup) and not timed:
             raise ValueError(
-                "warmup_epochs and the cosine need a run of known length: set max_steps or max_epochs, "
-                "or schedule='constant'"
+                "warmup_epochs and the cosine need a run of known length: set max_steps, max_epochs or "
+                "max_time, or schedule='constant'"
             )
 
         def share(step: int) -> float:
-            return _parts.warmup_cosine(step, warmup=int(warmup), total=total, final=self.final_lr_share)
+            passed = _parts.time_share(trainer)
+            length = min(total, step / passed) if passed else total
+            line = min(warmup, 0.1 * length)
+            line = int(line) if math.isfinite(line) else line
+            return _parts.warmup_cosine(step, warmup=line, total=length, final=self.final_lr_share)
 
         scheduler = torch.optim.lr_scheduler.LambdaLR(made, share)
         return {"optimizer": made, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def _check_batch(self, batch: int | None) -> None:
         """Raise or warn, before the first step, about batches the loss can do nothing with."""
+        if self.trainer.num_training_batches == 0 and self.trainer.limit_train_batches:
+            samples = _length(self.trainer.train_dataloader)
+            raise ValueError(
+                f"batch_size must leave a step, got {batch} for {samples} samples; lower it, or set "
+                "drop_last=False"
+            )
         if batch is None:
             return
         if batch < 2:
@@ -234,14 +324,14 @@ def _check_options(
     init_scale: float,
     rank_check: str,
 ) -> None:
-    if lr is not None and not lr > 0:
-        raise ValueError(f"lr must be positive, got {lr!r}")
-    if not init_scale > 0:
-        raise ValueError(f"init_scale must be positive, got {init_scale!r}")
-    if not weight_decay >= 0:
-        raise ValueError(f"weight_decay must be at least 0, got {weight_decay!r}")
-    if not warmup_epochs >= 0:
-        raise ValueError(f"warmup_epochs must be at least 0, got {warmup_epochs!r}")
+    if lr is not None and not 0 < lr < math.inf:
+        raise ValueError(f"lr must be positive and finite, got {lr!r}")
+    if not 0 < init_scale < math.inf:
+        raise ValueError(f"init_scale must be positive and finite, got {init_scale!r}")
+    if not 0 <= weight_decay < math.inf:
+        raise ValueError(f"weight_decay must be at least 0 and finite, got {weight_decay!r}")
+    if not 0 <= warmup_epochs < math.inf:
+        raise ValueError(f"warmup_epochs must be at least 0 and finite, got {warmup_epochs!r}")
     if not 0 <= final_lr_share <= 1:
         raise ValueError(f"final_lr_share must be in [0, 1], got {final_lr_share!r}")
     if schedule not in ("cosine", "constant"):

@@ -1,5 +1,7 @@
 """What one optimizer step shows of each layer. Needs torch alone."""
 
+from lightning_sym.observe.coverage import Coverage as Coverage, coverage as coverage
+from lightning_sym.observe.kinds.adapted import Adapter as Adapter, register_layer as register_layer
 from lightning_sym.observe.layers import Layer as Layer, watchable_layers as watchable_layers
 from lightning_sym.observe.likeness import (
     layer_features as layer_features,

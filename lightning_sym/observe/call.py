@@ -5,13 +5,14 @@ Shape letters: B samples, P positions, D features, K kept features, O outputs.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from lightning_sym.observe.samples import Samples
+from lightning_sym.observe.samples import Ragged, Samples
 from lightning_sym.observe.statistics.statistic import Tally
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ class Rows:
     """
 
     def __init__(self, samples: Samples, *, scale: float, count: int | None, first: int, stride: int) -> None:
-        self._samples, self._scale = samples, scale
+        self._samples, self._scale, self._owner = samples, scale, samples.owner
         flat = count is not None and samples.positions == 1 and 0 < count < samples.count
         self._flat = samples.count // count if flat and samples.count % count == 0 else 1  # type: ignore[operator]
         self._first, self._stride = first, stride
@@ -88,6 +89,9 @@ class Rows:
         Samples are numbered as a distributed sampler deals them out, so that halves do not depend on
         the number of ranks; all positions of a sample are in one half.
         """
+        if self._owner is not None:
+            mine_N = (self._first + self._owner * self._stride) % 2 == number
+            return tensor[mine_N].reshape(-1, *tensor.shape[2:])
         if self._flat > 1:
             tensor = tensor.unflatten(0, (-1, self._flat))
         if self._stride % 2 == 0:  # an even number of ranks: all of this one's samples are in one half
@@ -103,7 +107,7 @@ class InputGradientRows(Rows):
     """``g_a = W^T g_b``, of a wide side only the kept features."""
 
     def __init__(self, rows: Rows, watch: LayerWatch) -> None:
-        self._of, self._watch = rows, watch
+        self._of, self._watch, self._owner = rows, watch, rows._owner
         self._scale, self._flat, self._first, self._stride = 1.0, rows._flat, rows._first, rows._stride
         self._kept, self._units = {}, {}
 
@@ -134,14 +138,23 @@ class Call:
         x: the input, or None where it is no tensor.
         output: the output (of a packed projection, this layer's part), while the call is shown.
         tallies: what it is shown to.
+        lengths: of each sample, how many of its positions count; None: all.
         kept: what a tally keeps of the call until its gradient comes, by tally.
     """
 
-    def __init__(self, watch: LayerWatch, x: Tensor | None, output: Tensor, tallies: list[Tally]) -> None:
-        self.watch, self.x, self.output, self.tallies = watch, x, output, tallies
+    def __init__(
+        self,
+        watch: LayerWatch,
+        x: Tensor | None,
+        output: Tensor,
+        tallies: list[Tally],
+        *,
+        lengths: list[int] | None = None,
+    ) -> None:
+        self.watch, self.x, self.output, self.tallies, self.lengths = watch, x, output, tallies, lengths
         step = watch.step
         self.first = (step.before * step.ranks) + step.rank
-        self.samples, self.stride = step.samples, step.ranks
+        self.samples, self.stride = (step.samples if watch.layer.in_order else None), step.ranks
         self.kept: dict[Tally, Any] = {}
         self._rows: dict[tuple[str, int | None], Rows] = {}
 
@@ -149,20 +162,34 @@ class Call:
         """Return the rows of ``"inputs"`` or ``"outputs"``, at most so many positions of each sample."""
         key = side, positions
         if key not in self._rows:
-            layer = self.watch.layer
             if side == "inputs":
                 assert self.x is not None  # told apart by has_input
-                samples = layer.inputs(self.watch.batch_first(self.x), positions)
+                samples = self._samples(self.x, self.watch.layer.inputs, positions)
             else:
-                samples = layer.outputs(self.watch.batch_first(self.output), positions)
+                samples = self._samples(self.output, self.watch.layer.outputs, positions)
             self._rows[key] = self._made(samples, 1.0)
         return self._rows[key]
+
+    def _samples(
+        self, tensor: Tensor, read: Callable[[Tensor, int | None], Samples], positions: int | None
+    ) -> Samples:
+        if self.lengths is not None:
+            return Ragged(tensor, positions, self.lengths)
+        return read(self.watch.batch_first(tensor), positions)
+
+    def units(self) -> Tensor | None:
+        """Return the units that feed the layer as rows ``[N, U]``, if its input is known."""
+        if self.x is None:
+            return None
+        if self.lengths is not None:
+            return Ragged(self.x, None, self.lengths).features().flatten(0, 1)
+        return self.watch.layer.units(self.x)
 
     def gradient_rows(self, gradient: Tensor, side: str, positions: int | None) -> Rows:
         """Return the rows of ``"output_gradients"`` or ``"input_gradients"``, of per-sample losses."""
         key = "output_gradients", positions
         if key not in self._rows:
-            samples = self.watch.layer.outputs(self.watch.batch_first(gradient), positions)
+            samples = self._samples(gradient, self.watch.layer.outputs, positions)
             self._rows[key] = self._made(samples, self.watch.step.scale)
         if side == "input_gradients" and (side, positions) not in self._rows:
             self._rows[side, positions] = InputGradientRows(self._rows[key], self.watch)

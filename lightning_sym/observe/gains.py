@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lightning_sym._names import clean_name
-from lightning_sym.observe.layers import Layer
+from lightning_sym.observe.layer import Layer
 
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Gain(Layer):
     """The gain (and offset) of a normalisation, one number a unit; observed for gradient noise alone.
 

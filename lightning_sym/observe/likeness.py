@@ -44,7 +44,7 @@ def layer_features(
     Raises:
         ValueError: if a glob matches no layer.
     """
-    chosen, _ = choose_layers(module, layers, max_layers=max_layers)
+    chosen, _ = choose_layers(module, layers, max_layers=max_layers, frozen=True)
     chosen = [layer for layer in chosen if layer.part is None]
     found: dict[str, Tensor] = {}
 

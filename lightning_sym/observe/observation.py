@@ -21,11 +21,13 @@ class LayerObservation:
         name: its name.
         calls: its forward calls in this step, over all ranks.
         fed_by_data: whether no input of it carried a gradient (raw data, frozen layers).
+        trained: whether a parameter of its weight is trained; else it counts in no summary of layers.
     """
 
     def __init__(self, watch: LayerWatch, *, failed: set[Statistic], fed_by_data: bool) -> None:
         self.layer: Layer = watch.layer
         self.name = watch.layer.name
+        self.trained = watch.layer.trained
         self.calls = int(watch.calls)
         self.fed_by_data = fed_by_data
         self._watch, self._failed = watch, failed

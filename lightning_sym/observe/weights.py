@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+
 #: Most outputs of which W W^T is formed.
 LARGEST_GRAM = 1024
 #: Widest matrix of a weight that is decomposed.
@@ -41,11 +42,15 @@ def is_parametrized(module: nn.Module, name: str) -> bool:
 
 
 def sources(module: nn.Module, name: str) -> list[nn.Parameter]:
-    """Return the parameters that a weight is made from; the weight itself where it is one."""
+    """Return the parameters that a weight is made from; the weight itself, first, where it is one.
+
+    Low-rank factors that a layer keeps beside its weight (``lora_A``, ``lora_B``) are among them.
+    """
     if is_parametrized(module, name):
         return list(module.parametrizations[name].parameters(recurse=False))  # type: ignore[index, union-attr]
     if (own := module._parameters.get(name)) is not None:
-        return [own]
+        factors = [module._parameters.get(f"lora_{side}") for side in "AB"] if name == "weight" else []
+        return [own, *(p for p in factors if p is not None)]
     return [p for key, p in module._parameters.items() if p is not None and key.startswith(f"{name}_")]
 
 
@@ -59,22 +64,30 @@ def next_weight(module: nn.Module, name: str) -> Tensor:
     cpu_only: list[int] = []
     with torch.no_grad(), torch.random.fork_rng(devices=cpu_only):
         if is_parametrized(module, name):
-            made_by: Any = copy.deepcopy(module.parametrizations[name])  # type: ignore[index, union-attr]
-            return made_by().detach()
-        hook: Any
+            return _without_hooks(module.parametrizations[name])().detach()  # type: ignore[index, union-attr]
         for hook in module._forward_pre_hooks.values():
-            hook_of = getattr(hook, "_tensor_name", None) or getattr(hook, "name", None)
+            hook_of: Any = getattr(hook, "_tensor_name", None) or getattr(hook, "name", None)
             if hook_of != name:
                 continue
             twin = copy.copy(module)
             twin._buffers = {k: None if b is None else b.detach().clone() for k, b in module._buffers.items()}
             if hasattr(hook, "apply_mask"):  # pruning
-                return hook.apply_mask(twin).detach()
+                return hook.apply_mask(twin).detach()  # type: ignore[operator]
             if hasattr(hook, "n_power_iterations"):
                 return hook.compute_weight(twin, do_power_iteration=module.training).detach()
             if hasattr(hook, "compute_weight"):
                 return hook.compute_weight(twin).detach()
     return local(getattr(module, name))
+
+
+def _without_hooks(module: nn.Module) -> nn.Module:
+    """Return a deep copy in which neither the user's hooks nor ours fire."""
+    memo: dict[int, Any] = {}
+    for child in module.modules():
+        for key, value in vars(child).items():
+            if key.endswith("_hooks") and isinstance(value, dict):
+                memo[id(value)] = type(value)()
+    return copy.deepcopy(module, memo)
 
 
 def accumulation_dtype(device: torch.device) -> torch.dtype:

@@ -1,5 +1,6 @@
 """Parameter symmetries: what they are, and finding those of a network."""
 
+from lightning_sym.symmetry.barrier import Barrier as Barrier, loss_barrier as loss_barrier
 from lightning_sym.symmetry.breaking import (
     breaking_distances as breaking_distances,
     effective_units as effective_units,
@@ -20,4 +21,5 @@ from lightning_sym.symmetry.kinds import (
     SignFlip as SignFlip,
     Translation as Translation,
 )
+from lightning_sym.symmetry.matching import Match as Match, match as match
 from lightning_sym.symmetry.symmetry import Action as Action, Symmetry as Symmetry

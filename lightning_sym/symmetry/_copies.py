@@ -7,7 +7,7 @@ import copy
 import random
 import sys
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from types import CellType, FunctionType
 from typing import Any
@@ -44,6 +44,7 @@ class Copied:
     Attributes:
         module: the copy.
         where: the names of the modules that are running, the innermost last.
+        watch: is told the name and the output of each module that has run.
         foreign: numbers of the tensors of the user's own module, which the copy should not meet.
 
     Raises:
@@ -57,6 +58,7 @@ class Copied:
             raise ValueError("module must have been run once: it has lazy parameters without a shape")
         self.foreign = {id(tensor) for tensor in own}
         self.where: list[str] = []
+        self.watch: Callable[[str, Any], None] | None = None
         self.module = _deep_copy(module)
         self.module._apply(lambda tensor: doubled(tensor.cpu()))
         self.module.eval()
@@ -77,7 +79,10 @@ class Copied:
         try:
             for hook in child._forward_pre_hooks.values():
                 hook(child, args)
-            return child.forward(*args, **kwargs)
+            out = child.forward(*args, **kwargs)
+            if self.watch is not None:
+                self.watch(name, out)
+            return out
         finally:
             self.where.pop()
 

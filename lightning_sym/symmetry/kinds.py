@@ -401,10 +401,8 @@ class Translation(Symmetry):
 
     @override
     @torch.no_grad()
-    def transform(self, element: Tensor, *, module: nn.Module | None = None, inverse: bool = False) -> None:
+    def move_(self, tensors: Mapping[str, Tensor], element: Tensor) -> None:
         element = self._checked(element)
-        element = -element if inverse else element
-        tensors = self._tensors(module)
         start = 0
         for action in self.actions:
             slices_BUMR = action.gather(tensors[action.name])

@@ -173,9 +173,20 @@ class Symmetry(abc.ABC):
         Raises:
             ValueError: if ``element`` has another shape or is not in the group.
         """
+        self.move_(self._tensors(module), self.inverse(element) if inverse else element)
+
+    @torch.no_grad()
+    def move_(self, tensors: Mapping[str, Tensor], element: Tensor) -> None:
+        """Move tensors in place, as :meth:`transform` moves those of a module.
+
+        Args:
+            tensors: by clean names; all that the symmetry moves must be there.
+            element: a group element shaped as :meth:`random_element` returns it.
+
+        Raises:
+            ValueError: if ``element`` has another shape or is not in the group.
+        """
         element = self._checked(element)
-        element = self.inverse(element) if inverse else element
-        tensors = self._tensors(module)
         for action in self.actions:
             tensor = tensors[action.name]
             action.scatter_(tensor, self._move(action.gather(tensor), element.to(tensor.device), action))

@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule
-from lightning_sym.engine.sandbox import Sandbox
+from lightning_sym.sandbox import Sandbox
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset

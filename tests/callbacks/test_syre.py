@@ -322,6 +322,20 @@ def test_a_checkpoint_of_no_step_has_the_shift_in_it(start, tmp_path):
     torch.testing.assert_close(resumed.net[0].weight, before + moved, rtol=1e-12, atol=1e-12)
 
 
+def test_a_run_that_began_without_a_shift_is_not_shifted_when_it_goes_on(tmp_path):
+    fit = trainer(max_epochs=1, callbacks=[Syre(sigma=0.3)])
+    fit.fit(model(), batches())
+    fit.save_checkpoint(tmp_path / "half.ckpt")
+    ends = []
+    for start in ("keep", "shift"):
+        net = model()
+        trainer(max_epochs=2, callbacks=[Syre(sigma=0.3, start=start)]).fit(
+            net, batches(), ckpt_path=tmp_path / "half.ckpt"
+        )
+        ends.append(list(net.parameters()))
+    assert all(torch.equal(a, b) for a, b in zip(*ends, strict=True))
+
+
 def test_trainers_of_the_twin_package_are_served_alike(tmp_path):
     twin = pytest.importorskip("pytorch_lightning")
 

@@ -238,14 +238,16 @@ def test_complex_inputs_and_weights_are_doubled():
             super().__init__()
             self.a, self.b = nn.Linear(6, 8), nn.Linear(8, 3)
             self.filter = nn.Parameter(torch.randn(6, 6, dtype=torch.complex64))
+            self.out = nn.Parameter(torch.randn(3, 3, dtype=torch.complex64))
 
         def forward(self, x: Tensor) -> Tensor:
-            return self.b(self.a((x @ self.filter).real).relu())
+            h = self.b(self.a((x @ self.filter).real).relu())
+            return (torch.complex(h, h) @ self.out).abs()
 
     model = seeded(Spectral)
     with pytest.warns(UserWarning, match="some symmetries may be missing"):
         found = find_symmetries(model, draw(5, 6).to(torch.complex64))
-    assert {s.kind for s in found} == {"permutation", "rescaling"}
+    assert {s.kind for s in found} == {"permutation", "rescaling", "signflip"}  # columns of out under abs
 
 
 @pytest.mark.skipif(not hasattr(torch, "_grouped_mm"), reason="this torch has no grouped_mm")

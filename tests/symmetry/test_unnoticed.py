@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import functools
+import gc
 import random
 import threading
+import weakref
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -271,6 +274,26 @@ def test_counters_and_random_states_stay():
     assert states[1] == random.getstate()
     assert all(np.array_equal(a, b) for a, b in zip(states[2], np.random.get_state(), strict=True))  # noqa: NPY002
     assert (model.calls, model.seen, float(model.count)) == (0, [], 0.0)
+
+
+def test_the_copy_is_gone_at_once():
+    """Its memory is that of the network in double precision: it does not wait for the garbage collector."""
+
+    class Followed(nn.Sequential):
+        alive: ClassVar[weakref.WeakSet] = weakref.WeakSet()
+
+        def __setstate__(self, state):
+            super().__setstate__(state)
+            self.alive.add(self)
+
+    model = Followed(*net())
+    gc.collect()
+    gc.disable()
+    try:
+        assert kinds(model) == BOTH
+        assert len(Followed.alive) == 0
+    finally:
+        gc.enable()
 
 
 def test_errors_leave_no_trace_either():

@@ -10,9 +10,14 @@ from torch import Tensor
 
 
 def gaussian_kernels(sigma: Tensor, *, kernel_size: int) -> Tensor:
-    """Return normalised Gaussians ``[N, K]`` for ``sigma [N]`` in pixels, cut to ``kernel_size`` taps."""
+    """Return normalised Gaussians ``[N, K]`` for ``sigma [N]`` in pixels, cut to ``kernel_size`` taps.
+
+    Taps far below the rounding of the sum are zero: as subnormal numbers they would make every product
+    with them many times slower.
+    """
     offset_K = torch.arange(kernel_size, device=sigma.device, dtype=sigma.dtype) - (kernel_size - 1) / 2
-    return torch.softmax(-0.5 * (offset_K / sigma[:, None]).square(), dim=1)
+    kernels_NK = torch.softmax(-0.5 * (offset_K / sigma[:, None]).square(), dim=1)
+    return kernels_NK.masked_fill_(kernels_NK < 1e-3 * torch.finfo(sigma.dtype).eps, 0)
 
 
 def blur_matrices(kernels: Tensor, *, pixels: int) -> Tensor:

@@ -210,6 +210,20 @@ def make_recipe(
     return chosen
 
 
+def local_recipe(recipe: ViewRecipe, *, size: int, local_size: int, crop_scale: Range) -> ViewRecipe:
+    """Return a recipe for small crops: other areas, and a blur that shrinks with the view.
+
+    Args:
+        recipe: of the large crops.
+        size: their pixels a side.
+        local_size: pixels a side of the small ones.
+        crop_scale: area of the small crops as a share of the image's.
+    """
+    low, high = (max(0.1, sigma * local_size / size) for sigma in recipe.blur_sigma)
+    kernel = min(recipe.blur_kernel, kernel_for(local_size))
+    return replace(recipe, crop_scale=_plain(crop_scale), blur_sigma=(low, high), blur_kernel=kernel)
+
+
 def unknown(what: str, name: object, known: Mapping[str, Any] | set[str]) -> str:
     """Return the message for a name that is not known: which come near it, and which there are."""
     near = difflib.get_close_matches(str(name), sorted(known), n=3, cutoff=0.5)

@@ -47,7 +47,15 @@ def resize_weights(
     return weight_NSP.div_(weight_NSP.sum(dim=2, keepdim=True))
 
 
-def crop_resize(images: Tensor, boxes: Tensor, *, size: int, flip: Tensor | None = None) -> Tensor:
+def crop_resize(
+    images: Tensor,
+    boxes: Tensor,
+    *,
+    size: int,
+    flip: Tensor | None = None,
+    sample: Tensor | None = None,
+    white: float = 1.0,
+) -> Tensor:
     """Crop a box out of every image, resize it with antialiasing, and mirror some.
 
     Equal to ``torchvision.transforms.v2.functional.resized_crop(..., antialias=True)``, bilinear, of
@@ -59,26 +67,26 @@ def crop_resize(images: Tensor, boxes: Tensor, *, size: int, flip: Tensor | None
         boxes: integers ``[N, 4]``: top, left, height, width, within the image.
         size: pixels a side of the result.
         flip: ``bool [N]``: mirror left and right.
+        sample: which image each of N boxes is of, integers ``[N]``; None: the image of its number.
+        white: what 255 becomes in the result, for uint8.
 
     Returns:
-        ``float32 [N, C, size, size]`` (float64 for float64), in [0, 1] for uint8; channel planes of all
-        samples lie together in memory.
+        ``float32 [N, C, size, size]`` (float64 for float64), in [0, white] for uint8; channel planes of
+        all samples lie together in memory.
 
     Raises:
         ValueError: if shapes do not fit or a box is not within its image.
     """
-    n, channels, height, width = _checked(images, boxes)
+    n, channels, height, width = _checked(images, boxes, sample)
     if n and images.device.type == "cpu" and max(height * width, size * size) > LOOP_PIXELS:
-        return _one_by_one(images, boxes, size=size, flip=flip)
+        return _one_by_one(images, boxes, size=size, flip=flip, sample=sample, white=white)
     dtype = images.dtype if images.dtype == torch.float64 else torch.float32
-    x_NCHW = images.to(dtype)
+    x_NCHW = (images if sample is None else images[sample]).to(dtype)
     boxes = boxes.to(images.device)
-    top, left, tall, wide = boxes.unbind(dim=1)
-    rows_NSH = resize_weights(top, tall, size=size, pixels=height).to(dtype)
     flip = None if flip is None else flip.to(images.device)
-    columns_NSW = resize_weights(left, wide, size=size, pixels=width, flip=flip).to(dtype)
-    if images.dtype == torch.uint8:
-        columns_NSW /= 255
+    rows_NSH, columns_NSW = (w.to(dtype) for w in _both_axes(boxes, size, height, width, flip))
+    if images.dtype == torch.uint8 and white != 255:
+        columns_NSW *= white / 255
     narrow = torch.bmm(x_NCHW.reshape(n, channels * height, width), columns_NSW.transpose(1, 2))
     narrow_NCHS = narrow.view(n, channels, height, size)
     planes_CNSS = narrow.new_empty(channels, n, size, size)
@@ -87,26 +95,45 @@ def crop_resize(images: Tensor, boxes: Tensor, *, size: int, flip: Tensor | None
     return planes_CNSS.transpose(0, 1)
 
 
-def _one_by_one(images: Tensor, boxes: Tensor, *, size: int, flip: Tensor | None) -> Tensor:
+def _both_axes(
+    boxes: Tensor, size: int, height: int, width: int, flip: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Return the matrices of rows and columns, of square images by one pass for both."""
+    top, left, tall, wide = boxes.unbind(dim=1)
+    if height != width:
+        rows = resize_weights(top, tall, size=size, pixels=height)
+        return rows, resize_weights(left, wide, size=size, pixels=width, flip=flip)
+    flips = None if flip is None else torch.cat([torch.zeros_like(flip), flip])
+    weights = resize_weights(
+        torch.cat([top, left]), torch.cat([tall, wide]), size=size, pixels=height, flip=flips
+    )
+    return weights[: len(boxes)], weights[len(boxes) :]
+
+
+def _one_by_one(
+    images: Tensor, boxes: Tensor, *, size: int, flip: Tensor | None, sample: Tensor | None, white: float
+) -> Tensor:
     dtype = images.dtype if images.dtype == torch.float64 else torch.float32
-    planes_CNSS = torch.empty(images.shape[1], len(images), size, size, dtype=dtype)
-    flips = [False] * len(images) if flip is None else flip.tolist()
+    planes_CNSS = torch.empty(images.shape[1], len(boxes), size, size, dtype=dtype)
+    flips = [False] * len(boxes) if flip is None else flip.tolist()
+    which = list(range(len(boxes))) if sample is None else sample.tolist()
     for n, ((top, left, tall, wide), mirrored) in enumerate(zip(boxes.tolist(), flips, strict=True)):
-        crop = images[n, :, top : top + tall, left : left + wide].to(dtype)[None]
+        crop = images[which[n], :, top : top + tall, left : left + wide].to(dtype)[None]
         if (tall, wide) != (size, size):
             crop = F.interpolate(crop, size=(size, size), mode="bilinear", antialias=True)
         planes_CNSS[:, n] = crop[0].flip(-1) if mirrored else crop[0]
-    if images.dtype == torch.uint8:
-        planes_CNSS.div_(255)
+    if images.dtype == torch.uint8 and white != 255:
+        planes_CNSS.mul_(white / 255)
     return planes_CNSS.transpose(0, 1)
 
 
-def _checked(images: Tensor, boxes: Tensor) -> tuple[int, int, int, int]:
+def _checked(images: Tensor, boxes: Tensor, sample: Tensor | None) -> tuple[int, int, int, int]:
     if images.ndim != 4 or not (images.dtype == torch.uint8 or images.is_floating_point()):
         raise ValueError(
             f"images must be uint8 or floating [N, C, H, W], got {images.dtype} {tuple(images.shape)}"
         )
     n, channels, height, width = images.shape
+    n = n if sample is None else len(sample)
     if boxes.shape != (n, 4):
         raise ValueError(f"boxes must be [{n}, 4] (top, left, height, width), got {tuple(boxes.shape)}")
     if boxes.device.type == "cpu" and n:  # elsewhere looking would wait for the device

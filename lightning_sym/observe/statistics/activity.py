@@ -51,20 +51,14 @@ class ActivityTally(Tally):
 
     def forward(self, call: Call) -> None:
         """Add a call's inputs."""
-        if call.x is None:
+        x_NU = call.units()
+        if x_NU is None:
             return
-        x = call.x
-        units = x.ndim - 1  # the dimension of units; all others are samples and positions
-        if self.watch.layer.is_convolution:
-            units -= len(self.watch.layer.module.kernel_size)  # type: ignore[arg-type]
-        others = [dim for dim in range(x.ndim) if dim != units]
-        size = x.abs() if x.dtype in (torch.float32, torch.float64) else x.float().abs()
-        total_U = size.sum(dim=others) if others else size
-        if not total_U.isfinite().all():
-            total_U = size.nan_to_num_(nan=0.0, posinf=0.0).sum(dim=others)
-        self.count += x.numel() // x.shape[units]
-        self.sums_2U[0] += total_U
-        self.sums_2U[1] += (x != 0).sum(dim=others) if others else x != 0
+        size_NU = x_NU.abs().to(torch.float32 if x_NU.dtype != torch.float64 else x_NU.dtype)
+        size_NU = size_NU.nan_to_num(nan=0.0, posinf=0.0)
+        self.count += len(x_NU)
+        self.sums_2U[0] += size_NU.sum(dim=0, dtype=self.sums_2U.dtype)
+        self.sums_2U[1] += (x_NU != 0).sum(dim=0)
 
     def tensors(self) -> list[Tensor]:
         """Return count and sums."""

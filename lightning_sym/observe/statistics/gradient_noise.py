@@ -121,8 +121,8 @@ class NoiseTally(Tally):
         self.gain = layer if isinstance(layer, Gain) else None
         if self.gain is not None:
             channels, width = 0, 1
-        elif not layer.has_input:
-            self.reason = "its input is an index"
+        elif layer.no_noise:
+            self.reason = layer.no_noise
         elif outputs * width > LARGEST_WEIGHT:
             self.reason = f"its weight has more than {LARGEST_WEIGHT} entries"
         if self.reason:
@@ -212,7 +212,7 @@ class NoiseTally(Tally):
         if self.gain is not None:
             return self.gain.rows(x)
         if self.layer.is_convolution:
-            return self.layer.patches(x) if inputs else x.flatten(2).mT
+            return self.watch.layer.patches(x) if inputs else x.flatten(2).mT
         return x.unsqueeze(1) if x.ndim == 2 else x.flatten(1, -2)
 
     def _reduce(self) -> None:

@@ -35,6 +35,9 @@ class Tally:
     def forward(self, call: Call) -> None:
         """Take in a forward call."""
 
+    def parameters(self) -> None:
+        """Read parameters before the step, where it is of them alone and a call can't be read."""
+
     def hold(self, call: Call) -> None:
         """Get ready for the gradient of a call whose output has one."""
 
@@ -68,6 +71,8 @@ class Statistic:
     uses_weight: ClassVar[bool] = False
     #: Whether it is of a step; else parameters alone show it, at an epoch's end as well.
     of_step: ClassVar[bool] = True
+    #: Whether it is of what passes through the layer; else of its parameters and their gradients.
+    of_calls: ClassVar[bool] = True
     #: Whether it needs the gradients of outputs.
     uses_gradients: ClassVar[bool] = False
 

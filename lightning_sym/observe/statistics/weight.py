@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from lightning_sym.observe.statistics.statistic import Statistic, Tally
+from lightning_sym.observe.statistics.statistic import Statistic, Tally, Unavailable
 from lightning_sym.observe.weights import LayerWeight, local
 
 if TYPE_CHECKING:
@@ -18,12 +18,21 @@ class _OfParameters(Tally):
     def __init__(self, watch: LayerWatch) -> None:
         self.watch = watch
 
+    def parameters(self) -> None:
+        """Read the weight, where that was not done yet."""
+        self.watch.weight()
+
+    def forward(self, call: object) -> None:
+        """Read the weight before it changes."""
+        self.parameters()
+
 
 @dataclass(frozen=True)
 class Weight(Statistic):
     """The weight and bias that the forward pass used, before the step, as a :class:`LayerWeight`."""
 
     uses_weight: ClassVar[bool] = True
+    of_calls: ClassVar[bool] = False
     of_step: ClassVar[bool] = False
 
     def begin(self, watch: LayerWatch) -> Tally:
@@ -32,11 +41,7 @@ class Weight(Statistic):
 
 
 class WeightTally(_OfParameters):
-    """Sees to it that the weight is read before it changes."""
-
-    def forward(self, call: object) -> None:
-        """Read the weight, where that was not done yet."""
-        self.watch.weight()
+    """The weight."""
 
     def result(self) -> LayerWeight:
         """Return the weight."""
@@ -52,6 +57,7 @@ class WeightUpdate(Statistic):
     """
 
     uses_weight: ClassVar[bool] = True
+    of_calls: ClassVar[bool] = False
 
     def begin(self, watch: LayerWatch) -> Tally:
         """Return the tally."""
@@ -63,15 +69,15 @@ class UpdateTally(_OfParameters):
 
     update: float | None = None
 
-    def forward(self, call: object) -> None:
-        """Read the weight, where that was not done yet."""
-        self.watch.weight()
-
     def stepped(self) -> None:
-        """Read the weight that the next forward pass will use."""
-        after = (
-            self.watch.layer.blocks()
-        )  # of a sharded weight on all ranks, whether or not it ran on this one
+        """Read the weight that the next forward pass will use.
+
+        Raises:
+            Unavailable: if it is made in the forward pass.
+        """
+        if self.watch.made:
+            raise Unavailable("its forward makes the weight, so that the next one is not known yet")
+        after = self.watch.layer.blocks()  # a sharded one on all ranks, whether or not it ran here
         if self.watch.calls and (before := self.watch.weight()).norm > 0:
             self.update = LayerWeight(after - before.blocks).norm / before.norm
 
@@ -87,6 +93,8 @@ class ZeroGradients(Statistic):
     None where there was no gradient, or the weight is made of other parameters.
     """
 
+    of_calls: ClassVar[bool] = False
+
     def begin(self, watch: LayerWatch) -> Tally:
         """Return the tally."""
         return GradientTally(watch)
@@ -97,14 +105,17 @@ class GradientTally(_OfParameters):
 
     share: float | None = None
 
+    def parameters(self) -> None:
+        """Do nothing: there is no gradient before the step."""
+
     def stepped(self) -> None:
         """Read the gradient."""
-        holder, name = self.watch.layer.holder
-        parameter = holder._parameters.get(name)
-        if parameter is None or parameter.grad is None:
+        found = self.watch.layer.gradients()
+        if not found:
             return
-        rows = self.watch.layer.slice(local(parameter.grad))
-        self.share = float((rows == 0).sum()) / rows.numel()
+        dense = [g.coalesce().values() if g.is_sparse else g for g in found]
+        count = sum(g.numel() for g in found)  # what a sparse one leaves out is 0
+        self.share = (count - sum(int((g != 0).sum()) for g in dense)) / count
 
     def result(self) -> float | None:
         """Return the share."""
