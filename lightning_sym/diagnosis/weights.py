@@ -64,8 +64,8 @@ def diagnose_weights(
     are searched for, and the cause names the mirror that the units lie on.
 
     Not seen is what only data shows: a ReLU that never fires though its weights are in order, an output that
-    does not depend on the input. Only Linear, Conv1d to 3d, attention and Embedding layers and the gains of
-    normalisations are looked into; of other parameters, whether they are finite.
+    does not depend on the input. Only the layers of :func:`~lightning_sym.observe.watchable_layers` and the
+    gains of normalisations are looked into; of other parameters, whether they are finite.
 
     Args:
         module: the network; it is left as it is, and runs on a copy.
@@ -169,6 +169,8 @@ class _Inspection:
         report.findings = sorted(found, key=lambda finding: -LEVELS.index(finding.level))
 
     def _facts(self, layer: Layer) -> WeightFacts | None:
+        if layer.has_input and layer.largest_rank < min(layer.in_features, layer.out_features):
+            return None  # a product of two layers, which are looked into themselves
         try:
             blocks = layer.blocks()
         except ValueError as error:
@@ -215,7 +217,10 @@ class _Inspection:
     def _weight(self, layer: Layer) -> str:
         """Return the clean name of the parameter that is the layer's weight alone, or ""."""
         name = f"{layer.name}.weight" if layer.name else "weight"
-        return name if isinstance(self.tensors.get(name), nn.Parameter) else ""
+        own = self.tensors.get(name)
+        plain = layer.part is None and not layer.transposed and layer.weight_name == "weight"
+        fits = isinstance(own, nn.Parameter) and own.shape[:1] == (layer.out_features,)
+        return name if plain and (fits or (isinstance(own, nn.Parameter) and not layer.has_input)) else ""
 
     def _vanished(self, layer: Layer, facts: WeightFacts) -> Iterator[Finding]:
         if not 0 < facts.size < rules.SIZE_LIMIT:
