@@ -22,8 +22,8 @@ from lightning_sym.diagnosis.finding import LEVELS
 AUTO_SEARCH = 30_000_000
 _DESCRIPTION = """\
 Tell from weights alone what is wrong with a network: equal, dead and zero units, lost rank, weights that
-vanished or are not finite, and which parameter symmetry's mirror the units lie on. Nothing is trained, and no
-code of a file is run: safetensors and torch files of plain tensors are read, pickles with more are refused."""
+vanished or are not finite, and which symmetry's mirror the units lie on. Nothing is trained, and no
+code of a file is run: safetensors and torch files of plain tensors are read, other pickles refused."""
 
 
 def run(argv: Sequence[str]) -> int:
@@ -186,7 +186,7 @@ def _parser() -> Any:
     add("--against", type=str, default=None, metavar="OTHER",
         help="another checkpoint of the network, or timm:NAME: how far each weight is from it")  # fmt: skip
     add("--symmetries", choices=("auto", "always", "never"), default="auto",
-        help="search for symmetries; auto: in networks of at most 30 million parameters, or where units are lost")  # fmt: skip  # noqa: E501
+        help="search for symmetries; auto: up to 30 million parameters, or where units are lost")  # fmt: skip
     add("--all-layers", action="store_true", help="tell every layer's rank, not the twelve lowest")
     add("--json", type=str, default=None, metavar="FILE", help="write everything that was found")
     add("--html", type=str, default=None, metavar="FILE", help="write a page of it, without scripts")

@@ -9,9 +9,10 @@ from lightning_sym.diagnosis import Finding, WeightsReport
 
 STYLE = """
 :root{color-scheme:light dark;--ink:#1b1f24;--soft:#5d6672;--line:#d5dae0;--back:#fff;--card:#f6f8fa}
-@media(prefers-color-scheme:dark){:root{--ink:#e6e9ed;--soft:#9aa4b0;--line:#3a424c;--back:#14181d;--card:#1d232a}}
-body{font:15px/1.5 system-ui,sans-serif;color:var(--ink);background:var(--back);max-width:1080px;margin:2rem auto;
-padding:0 1rem}
+@media(prefers-color-scheme:dark){
+:root{--ink:#e6e9ed;--soft:#9aa4b0;--line:#3a424c;--back:#14181d;--card:#1d232a}}
+body{font:15px/1.5 system-ui,sans-serif;color:var(--ink);background:var(--back);max-width:1080px;
+margin:2rem auto;padding:0 1rem}
 h1{font-size:1.3rem}h2{font-size:1.05rem;margin-top:1.8rem}
 .verdict{font-size:1.1rem;padding:.7rem 1rem;border-left:5px solid #2e8b57;background:var(--card)}
 .verdict.alarm{border-color:#c0392b}.verdict.warning{border-color:#d68910}

@@ -126,8 +126,8 @@ def _built(class_path: str, weights: Weights, options: dict[str, Any], *, tell: 
         made = kind(**arguments)
     except TypeError as error:
         raise Refused(
-            f"{class_path} can't be made with {sorted(arguments) or 'no'} arguments ({error}); give the others "
-            "by --init '{\"name\": value}'"
+            f"{class_path} can't be made with {sorted(arguments) or 'no'} arguments ({error}); give "
+            "the others by --init '{\"name\": value}'"
         ) from error
     if not isinstance(made, nn.Module):
         raise Refused(f"--class must name a torch.nn.Module, and {class_path} makes a {type(made).__name__}")

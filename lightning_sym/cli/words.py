@@ -43,7 +43,8 @@ def lines(report: WeightsReport, *, graph: bool, all_layers: bool = False) -> It
         all_layers: tell every layer's rank.
     """
     yield from _mirrors(report)
-    yield _certified(report, graph=graph)
+    asked = graph and not any("graph was not asked" in note for note in report.notes)
+    yield _certified(report, graph=asked)
     yield from _ranks(report.layers, all_layers=all_layers)
     yield from _syre(report)
     if report.initial_zeros:
@@ -115,10 +116,11 @@ def _syre(report: WeightsReport) -> Iterator[str]:
         return
     occupied = [on for on in mirrors.occupied() if on.push > 0]
     if not occupied:
+        units, number = sum(s.size for s in mirrors.symmetries), len(mirrors.symmetries)
         yield (
-            "What Syre would push on: no unit is on a mirror now; its offset would keep "
-            f"{sum(s.size for s in mirrors.symmetries)} units of {len(mirrors.symmetries)} symmetries off theirs"
-            if mirrors.symmetries
+            "What Syre would push on: no unit is on a mirror now; its offset would keep the "
+            f"{units} units of {number} symmetries off theirs"
+            if number
             else "What Syre would push on: nothing, no symmetry was found"
         )
         return

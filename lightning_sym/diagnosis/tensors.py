@@ -98,7 +98,9 @@ def _found(facts: WeightFacts) -> list[Finding]:
     found = [*rules.not_finite(facts)]
     if found or not facts.size:
         return found
-    found += [*rules.equal_units(facts), *rules.lost_rank(facts), *rules.vanished(facts, known=False)]
+    found += [*rules.equal_units(facts), *rules.lost_rank(facts)]
+    if facts.units > 1:  # tokens and positions, of one row, may be as small as they like
+        found += rules.vanished(facts, known=False)
     why = "Without the graph it is not known whether they are dead."
     found += rules.zero_units(facts, int(facts.zero.sum()), excused=why)
     return found

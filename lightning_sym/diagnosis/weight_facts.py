@@ -157,6 +157,9 @@ def _narrowed(matrix: Tensor, rows: Tensor | None) -> Tensor:
 def _equal(rows_UI: Tensor, bias_U: Tensor | None, *, rank: int) -> Tensor:
     """Return for each unit the smallest index in its group of equal units, ``[U]``.
 
+    Incoming weights must agree by themselves and together with the bias: next to a large bias, weights would
+    not be looked at.
+
     Units of a low-rank layer are close to one another by chance: what is left to chance is counted in as
     many dimensions as the weight uses. Where angles tell nothing (two dimensions or fewer), units are equal
     if all their numbers are, or if all units of the layer are within 1 % of their mean.
@@ -164,20 +167,27 @@ def _equal(rows_UI: Tensor, bias_U: Tensor | None, *, rank: int) -> Tensor:
     units = len(rows_UI)
     if units < 2:
         return torch.arange(units)
-    entries = min(rank + (bias_U is not None and bool(bias_U.any())), rows_UI.shape[1])
-    tolerance = chance_tolerance(entries, units * (units - 1) // 2) if entries > 1 else 0.0
+    if bias_U is not None and not bias_U.any():
+        bias_U = None
+    tolerance = chance_tolerance(rank, units * (units - 1) // 2) if rank > 1 else 0.0
     if tolerance >= LEAST_TOLERANCE:
-        return unit_groups(rows_UI, bias_U, tolerance=tolerance, rtol=0.0).cpu()
+        alone = None if bias_U is None else rows_UI.mT
+        return unit_groups(rows_UI, bias_U, alone, tolerance=tolerance, rtol=0.0).cpu()
     whole = rows_UI if bias_U is None else torch.cat([rows_UI, bias_U[:, None].to(rows_UI)], dim=1)
     whole = whole.double().cpu()
-    spread = (whole - whole.mean(0)).norm()
-    if spread <= EQUAL_TOLERANCE * whole.norm():
+    if _alike(whole) and _alike(rows_UI.double()):
         return torch.zeros(units, dtype=torch.long)
     inverse = torch.unique(whole, dim=0, return_inverse=True)[1]
     first = torch.full((int(inverse.max()) + 1,), units).scatter_reduce(
         0, inverse, torch.arange(units), reduce="amin"
     )
     return first[inverse]
+
+
+def _alike(rows_UI: Tensor) -> bool:
+    """Return whether all rows are within 1 % of their mean."""
+    spread = torch.linalg.vector_norm(rows_UI - rows_UI.mean(0))
+    return bool(spread <= EQUAL_TOLERANCE * torch.linalg.vector_norm(rows_UI))
 
 
 def chance_tolerance(entries: int, pairs: int) -> float:

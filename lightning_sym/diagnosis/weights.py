@@ -241,16 +241,18 @@ class _Inspection:
         if layer.has_input and name:
             weight = self.tensors[name].detach()
             exact_S = (weight.flatten(1) == 0).all(1).cpu()
-        dead_S = self._dead(layer.name, name, exact_S) if exact_S.any() and not sick else exact_S & False
+        dead_S = (
+            self._dead(layer.name, name, exact_S, exact_S) if exact_S.any() and not sick else exact_S & False
+        )
         yield from rules.dead_units(layer.name, int(dead_S.sum()), facts.units)
         yield from rules.zero_units(facts, int((facts.zero & ~dead_S).sum()))
 
-    def _dead(self, layer: str, name: str, constant_S: Tensor) -> Tensor:
+    def _dead(self, layer: str, name: str, constant_S: Tensor, among_S: Tensor) -> Tensor:
         graph = self._ask()
         ways = None if graph is None else graph.rectified(name)
         if ways is None:
             return torch.zeros_like(constant_S)
-        dead_S = certified_dead(constant_S, ways, self.tensors)
+        dead_S = certified_dead(constant_S, ways, self.tensors) & among_S
         if dead_S.any():
             self.report.certified[layer] = int(dead_S.sum())
         return dead_S
@@ -263,7 +265,7 @@ class _Inspection:
                 continue
             name = clean_name(name)
             zero_U = (gain.detach().flatten() == 0).cpu()
-            dead_U = self._dead(name, f"{name}.weight" if name else "weight", zero_U & False)
+            dead_U = self._dead(name, f"{name}.weight" if name else "weight", zero_U & False, zero_U)
             yield from rules.dead_units(name, int(dead_U.sum()), zero_U.numel())
             if not zero_U.all():
                 facts = WeightFacts(name, (1, zero_U.numel(), 1), zero=zero_U)
