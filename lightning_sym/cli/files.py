@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -119,7 +120,9 @@ def _load(path: Path, *, max_gb: float) -> Any:
     elif path.stat().st_size > LARGEST_PICKLE * 8:
         raise Refused(f"{path} is in torch's old format, which can't be read piece by piece, and too large")
     try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # on pickle protocols of old files
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     except pickle.UnpicklingError as error:
         reason = str(error).split("\n")
         told = next((line.strip() for line in reason if "GLOBAL" in line or "Unsupported" in line), reason[0])
@@ -128,7 +131,8 @@ def _load(path: Path, *, max_gb: float) -> Any:
             f"Nothing of it was run. ({told[:200]}) Save the state dict alone, best as safetensors"
         ) from error
     except (RuntimeError, EOFError, ValueError, KeyError, OSError, AttributeError, TypeError) as error:
-        raise Refused(f"{path} can't be read as a torch file: {str(error).splitlines()[0][:200]}") from error
+        why = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        raise Refused(f"{path} can't be read as a torch file: {why}") from error
 
 
 def _check_zip(path: Path, *, max_gb: float) -> None:
