@@ -14,11 +14,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "tanh": torch.tanh,
-    "relu": torch.relu,
-    "linear": lambda x: x,
-}
+Activation = Callable[[Tensor], Tensor]
 
 
 class Stack:
@@ -27,7 +23,7 @@ class Stack:
     Args:
         widths: from the inputs to the outputs.
         seeds: of the initial weights, one a network; equal seeds begin alike.
-        activation: of the hidden layers, a name in ``ACTIVATIONS``.
+        activation: of the hidden layers, elementwise; it may treat networks differently.
         gain: weights start with standard deviation ``gain / sqrt(I)``.
         dtype: of the weights.
     """
@@ -37,11 +33,11 @@ class Stack:
         widths: Sequence[int],
         *,
         seeds: Sequence[int],
-        activation: str = "relu",
+        activation: Activation = torch.relu,
         gain: float = 1.0,
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        self.widths, self.activation = list(widths), ACTIVATIONS[activation]
+        self.widths, self.activation = list(widths), activation
         self.weights: list[Tensor] = []
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         for inputs, outputs in zip(self.widths[:-1], self.widths[1:], strict=True):

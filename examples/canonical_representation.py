@@ -1,4 +1,4 @@
-"""Do representations, gradients and weights of a layer become the same matrix? Six relations over decay and depth.
+r"""Representation, gradient and weight of a layer become one matrix: six relations over decay and depth.
 
 Ziyin et al., 2024, arXiv 2410.03006. On either side of a layer, second moments of activations and of
 their gradients and the Gram matrix of the weight align where gradient noise balances weight decay (the
@@ -7,14 +7,22 @@ five hidden layers on a random tanh teacher, fresh Gaussian inputs, SGD at lr 0.
 teacher's outputs carry noise (--noise): without it gradient noise dies with the error, and nothing is left
 to balance the decay; ``--noise 0`` is the control.
 
-Layer l is the linear map out of hidden layer l; a is its input side, b its output side. Moments are those
-of the paper's main text (samples normalised, centred), on 20,000 samples that were not trained on: the
-correlation of two matrices that were estimated from few samples is too low. Beside the six: effective
-ranks; the feature ansatz, W'W against the mean outer product of the outputs' gradients; and, from raw
-moments, exponents of W'W and WW' (the polynomial alignment hypothesis, for where the relations are broken).
+Layer l is the linear map out of hidden layer l, layer 5 the output; a is a layer's input side, b its output
+side. At the output's side b nothing is free to align: the gradient there is the labels' noise, the same in
+all directions, and the representation is the teacher's. ``--orthogonal`` gives the teacher outputs that are
+the same in all directions too.
+
+Moments are those of the paper's main text (samples normalised, centred), on 20,000 samples that were not
+trained on: the correlation of two matrices that were estimated from few samples is too low. Beside the six:
+effective ranks; the feature ansatz, W'W against the mean outer product of the outputs' gradients; and, from
+raw moments, exponents of W'W and WW' (the polynomial alignment hypothesis, for where the relations are
+broken).
 
     python examples/canonical_representation.py
-    python examples/canonical_representation.py --noise 0
+    python examples/canonical_representation.py --name canonical_representation_noiseless --noise 0 \
+        --decays 1e-3 1e-2 --read-at 10000
+    python examples/canonical_representation.py --name canonical_representation_orthogonal --orthogonal \
+        --decays 1e-3 1.7e-3 --read-at 10000
 
 Shape letters: K networks, B samples.
 """
@@ -48,12 +56,15 @@ EXPONENTS = ("h_a", "h_b", "g_b", "g_a")
 class Teachers:
     """A random two-layer tanh teacher a seed, and its noisy answers to fresh Gaussian inputs."""
 
-    def __init__(self, seeds: list[int], *, width: int, noise: float) -> None:
-        self.noise, self.generators = noise, [torch.Generator().manual_seed(1000 + seed) for seed in seeds]
+    def __init__(self, seeds: list[int], options: Any) -> None:
+        self.noise, width = options.noise, options.width
+        self.generators = [torch.Generator().manual_seed(1000 + seed) for seed in seeds]
         self.first, self.second = (
             torch.stack([torch.randn(i, o, generator=g) for g in self.generators]) / i**0.5
             for i, o in ((INPUTS, width), (width, OUTPUTS))
         )
+        if options.orthogonal:
+            self.second = torch.linalg.qr(self.second).Q
 
     def draw(self, batch: int) -> tuple[Tensor, Tensor]:
         """Return inputs ``[seeds, B, I]`` and noisy targets ``[seeds, B, O]``."""
@@ -114,9 +125,9 @@ def train(options: Any) -> dict[str, dict[str, Any]]:
     """Train all decays and seeds side by side; return readings by decay and step."""
     seeds = list(range(options.seeds))
     count = len(options.decays)
-    teachers = Teachers(seeds, width=options.width, noise=options.noise)
+    teachers = Teachers(seeds, options)
     widths = [INPUTS, *[options.width] * DEPTH, OUTPUTS]
-    stack = Stack(widths, seeds=[seed for _ in options.decays for seed in seeds], activation="tanh")
+    stack = Stack(widths, seeds=[seed for _ in options.decays for seed in seeds], activation=torch.tanh)
     decay = torch.tensor(options.decays).repeat_interleave(len(seeds)).view(-1, 1, 1)
     results: dict[str, dict[str, Any]] = {f"{value:g}": {} for value in options.decays}
     for step in range(1, max(options.read_at) + 1):
@@ -124,11 +135,11 @@ def train(options: Any) -> dict[str, dict[str, Any]]:
         stack.step(squared(stack.outputs(x), y) / options.batch, lr=options.lr, decay=decay)
         if step not in options.read_at:
             continue
-        held = Teachers(seeds, width=options.width, noise=options.noise)
+        held = Teachers(seeds, options)
         held.generators = [torch.Generator().manual_seed(5000 + seed) for seed in seeds]
         x, y = held.draw(options.samples)
         for i, found in enumerate(results.values()):
-            part = Stack(widths, seeds=seeds, activation="tanh")
+            part = Stack(widths, seeds=seeds, activation=torch.tanh)
             part.weights = [w[i * len(seeds) : (i + 1) * len(seeds)] for w in stack.weights]
             with torch.no_grad():
                 errors = (part.outputs(x) - y).square().mean(dim=(1, 2)) - options.noise**2
@@ -155,6 +166,9 @@ def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
         "goals": {
             "rga of the input side at least .97 in layers 3 to 5": sum(
                 min(row["a/rga"] for row in run["layers"][2:]) >= 0.97 for run in runs
+            ),
+            "all six at least .9 in layers 3 and 4, the last two hidden ones": sum(
+                min(row["least"] for row in run["layers"][2:4]) >= 0.9 for run in runs
             ),
             "all six at least .9 in layers 4 and 5": sum(
                 min(row["least"] for row in run["layers"][3:]) >= 0.9 for run in runs
@@ -204,7 +218,8 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=0.1)
     parser.add_argument("--noise", type=float, default=0.5, help="standard deviation, of each output")
     parser.add_argument("--decays", type=float, nargs="+", default=[1e-5, 1.3e-4, 4.6e-4, 1e-3, 1.7e-3])
-    parser.add_argument("--read-at", type=int, nargs="+", default=[1000, 3000, 10_000], help="steps")
+    parser.add_argument("--read-at", type=int, nargs="+", default=[1000, 3000, 10_000, 30_000], help="steps")
+    parser.add_argument("--orthogonal", action="store_true", help="a teacher of equal, orthogonal outputs")
     parser.add_argument("--samples", type=int, default=20_000, help="that the matrices are estimated from")
     parser.add_argument("--smoke", action="store_true", help="seconds: narrow, few steps, two decays")
     options = parser.parse_args()
