@@ -28,7 +28,8 @@ class Setting:
             the same and nothing lateral learns; ``identity``: hidden laterals that begin at the identity;
             ``plain``: random laterals everywhere, all learn; ``sign``: as ``plain``, and every ascending
             neuron has a sign by which its W takes what it is taught (R learns as ever); ``sign_pairs``: that,
-            and the output's lateral joins neurons in pairs, with random weights; ``feedback_alignment``; ``backprop``.
+            and the output's lateral joins neurons in pairs, with random weights; ``feedback_alignment``;
+            ``backprop``.
         eta: learning rate, which falls to zero on a straight line.
         gamma: decay of all that learns but biases.
         scale: random laterals begin with deviation ``scale / sqrt(neurons)``.

@@ -48,6 +48,10 @@ def settings(options: Any) -> list[Setting]:
         wired = arm not in ("backprop", "feedback_alignment")
         etas = options.etas if wired else [options.lr]
         gammas = options.gammas if wired else [options.decay]
+        if wired and arm != "assembled":  # the grid is of what is to be shown; its controls need one rate
+            etas = etas[:1]
+        if arm in ("sign", "sign_pairs", "plain"):
+            gammas = gammas[len(gammas) // 2 :][:1]
         scales = options.scales if arm == "assembled" else [1.0 if random else 0.0]
         for eta, gamma, scale, seed in itertools.product(etas, gammas, scales, seeds):
             found.append(Setting(arm, eta, gamma, scale, seed=seed, **shared))
