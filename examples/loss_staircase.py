@@ -172,7 +172,7 @@ def chance(runs: Sequence[dict[str, Any]], *, options: Any, draws: int = 10_000)
             moved = [math.exp((math.log(d) + shift) % whole) for d in begun]
             found += met(moved, breaks, window=window)
         as_many += found >= hits
-    p = as_many / draws if total else math.nan
+    p = (as_many + 1) / (draws + 1) if total else math.nan
     return {"drops": total, "met": hits, "by_chance": expected, "p": p}
 
 
