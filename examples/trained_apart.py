@@ -221,7 +221,7 @@ def main() -> None:
     parser.add_argument("--noise", type=float, default=1.0, help="deviation of the labels' noise")
     parser.add_argument("--lr", type=float, default=0.02)
     parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--read-at", type=int, nargs="+", default=[0, 100, 300, 1000, 3000, 10_000, 20_000])
+    parser.add_argument("--read-at", type=int, nargs="+", default=[0, 100, 300, 1000, 3000, 10_000])
     parser.add_argument("--cool", type=int, default=1000, help="last steps of SGD, at a tenth of the rate")
     parser.add_argument("--descent", type=int, default=2000, help="steps of gradient descent")
     parser.add_argument("--probe", type=int, default=400, help="samples the networks are compared on")
