@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import platform
 import shlex
 import statistics
@@ -69,17 +70,22 @@ def commit() -> str | None:
 
 
 def spread(values: Iterable[float]) -> dict[str, float]:
-    """Return mean, standard deviation (0 for one value), median, extremes and the number of values."""
-    values = [float(value) for value in values]
-    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
-    return {
-        "mean": statistics.fmean(values),
-        "std": deviation,
-        "median": statistics.median(values),
-        "low": min(values),
-        "high": max(values),
-        "n": len(values),
+    """Return mean, standard deviation (0 for one value), median, extremes and the number of values.
+
+    Values that are not finite (runs that diverged) are left out and counted as ``not_finite``; where there are
+    no others, everything else is NaN.
+    """
+    given = [float(value) for value in values]
+    finite = [value for value in given if math.isfinite(value)]
+    found = {
+        "mean": statistics.fmean(finite) if finite else math.nan,
+        "std": statistics.stdev(finite) if len(finite) > 1 else 0.0 if finite else math.nan,
+        "median": statistics.median(finite) if finite else math.nan,
+        "low": min(finite, default=math.nan),
+        "high": max(finite, default=math.nan),
+        "n": len(finite),
     }
+    return found | ({"not_finite": len(given) - len(finite)} if len(finite) < len(given) else {})
 
 
 def save(
