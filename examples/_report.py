@@ -72,8 +72,8 @@ def commit() -> str | None:
 def spread(values: Iterable[float]) -> dict[str, float]:
     """Return mean, standard deviation (0 for one value), median, extremes and the number of values.
 
-    Values that are not finite (runs that diverged) are left out and counted as ``not_finite``; where there are
-    no others, everything else is NaN.
+    Values that are not finite (runs that diverged) are left out and counted as ``not_finite``; where there
+    are no others, everything else is NaN.
     """
     given = [float(value) for value in values]
     finite = [value for value in given if math.isfinite(value)]
@@ -117,15 +117,17 @@ def save(
     if trained is not None:
         header["trained"] = {key: trained.get(key) for key in header}
     out.mkdir(parents=True, exist_ok=True)
-    (out / f"{name}.json").write_text(json.dumps(rounded({**header, **result}), indent=1) + "\n")
+    (out / f"{name}.json").write_text(
+        json.dumps(rounded({**header, **result}), indent=1, allow_nan=False) + "\n"
+    )
     if figure is not None:
         figure.savefig(out / f"{name}.png", dpi=110)
 
 
 def rounded(value: Any) -> Any:
-    """Return the result with floats cut to six digits, which is what they are good for."""
+    """Return the result with floats cut to six digits, which is what they are good for; not finite: None."""
     if isinstance(value, float):
-        return float(f"{value:.6g}")
+        return float(f"{value:.6g}") if math.isfinite(value) else None  # JSON has no word for it
     if isinstance(value, dict):
         return {key: rounded(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

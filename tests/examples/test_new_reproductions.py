@@ -1,0 +1,82 @@
+"""The reproductions that train many small networks side by side run, and show what they are for."""
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+def run(name, out, *arguments, file=None):
+    command = [
+        sys.executable,
+        str(EXAMPLES / f"{name}.py"),
+        "--smoke",
+        "--out",
+        str(out),
+        *map(str, arguments),
+    ]
+    subprocess.run(command, check=True, capture_output=True, timeout=300)
+    picture = out / f"{file or name}.png"
+    assert picture.stat().st_size > 10_000
+    return json.loads((out / f"{file or name}.json").read_text())
+
+
+def test_relations_rise_with_decay(tmp_path):
+    result = run("canonical_representation", tmp_path)
+    last = str(max(result["config"]["read_at"]))
+    weak, strong = (result["results"][decay][last]["layers"] for decay in ("0.0001", "0.01"))
+    for layer in range(1, 4):  # neither the one on raw data nor the output
+        assert strong[layer]["least"]["low"] > weak[layer]["least"]["high"]
+        assert strong[layer]["a/rank"]["median"] < weak[layer]["a/rank"]["median"]
+        # H_b = W H_a W' and G_a = W' G_b W: one side's exponent is the other's and one.
+        for a, b in (("h_a", "h_b"), ("g_b", "g_a")):
+            assert weak[layer][b]["median"] - weak[layer][a]["median"] == pytest.approx(1, abs=0.2)
+
+
+def test_noise_makes_linear_networks_alike_and_descent_does_not(tmp_path):
+    result = run("trained_apart", tmp_path)["summary"]
+    for place in ("same", "across"):
+        assert result["sgd"][f"{place}_cooled"]["low"] > 0.95
+        assert result["gd"][f"{place}_end"]["median"] < 0.9
+        assert result["quiet"][f"{place}_cooled"]["median"] < 0.92
+        assert result["sgd"][f"{place}_start"] == result["gd"][f"{place}_start"]
+
+
+def test_random_laterals_assemble_if_the_output_s_is_held(tmp_path):
+    result = run("self_assembly_random", tmp_path, file="self_assembly_random_digits")
+    (cell,) = result["compared"].values()
+    assert cell["seeds_beyond_frozen"] == result["config"]["seeds"]
+    assert min(cell["laterals"]) > 0.2
+    assert max(map(abs, cell["laterals_frozen"])) < 0.1
+    arms = {cell["arm"]: cell for cell in result["cells"].values()}
+    assert arms["plain"]["diverged"] == arms["plain"]["seeds"]
+    assert arms["assembled"]["diverged"] == 0
+    assert arms["backprop"]["accuracy"]["low"] > 0.85
+
+
+def test_the_loss_drops_when_units_are_let_go(tmp_path):
+    result = run("staircase_intervention", tmp_path)["results"]
+    early, late = (result[f"all zero, released at {step}"] for step in (200, 400))
+    assert early["halved"] == late["halved"] == early["of"]
+    assert late["steps_until_halved"]["median"] == pytest.approx(
+        early["steps_until_halved"]["median"], rel=0.1
+    )
+    assert result["all zero, never released"]["halved"] == 0
+    assert result["all zero, decay"]["halved"] == 0
+    assert result["all zero, removed, sigma 1"]["halved"] == early["of"]
+
+
+def test_constraints_hold_on_a_network(tmp_path):
+    result = run("mirror_symmetry", tmp_path, file="mirror_symmetry_digits")
+    cells = result["constraints"]
+    for kind in ("sparse", "low_rank"):
+        cell = cells[f"{kind}, decay 0.03"]
+        assert cell[kind]["low"] > 0.4
+        assert cells["plain, decay 0.03"][kind]["high"] < 0.1
+        assert cell["accuracy"]["low"] > 0.8
+        assert math.isclose(cell["gone"]["median"], cell[kind]["median"], abs_tol=0.05)
