@@ -1,5 +1,6 @@
 """The reproductions that train many small networks side by side run, and show what they are for."""
 
+import importlib
 import json
 import math
 import subprocess
@@ -7,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -80,3 +82,33 @@ def test_constraints_hold_on_a_network(tmp_path):
         assert cells["plain, decay 0.03"][kind]["high"] < 0.1
         assert cell["accuracy"]["low"] > 0.8
         assert math.isclose(cell["gone"]["median"], cell[kind]["median"], abs_tol=0.05)
+
+
+def test_random_labels_are_fitted_and_every_arm_is_told(tmp_path):
+    result = run("plasticity_random_labels", tmp_path, file="plasticity_random_labels_digits")
+    assert {cell["arm"] for cell in result["cells"].values()} == set(result["best"])
+    for cell in result["cells"].values():
+        assert cell["first"]["low"] > 0.9  # 200 images are within reach
+        assert len(cell["course"]) == result["config"]["tasks"]
+    assert result["best"]["decay"]["points_over_decay"] == [0, 0]
+
+
+def test_the_stack_s_adam_is_adam(monkeypatch):
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    example, stacked = (importlib.import_module(name) for name in ("plasticity_random_labels", "_stacked"))
+    stack = stacked.Stack([3, 4, 2], seeds=[0, 1], dtype=torch.float64)
+    points = [torch.zeros_like(weight) for weight in stack.weights]
+    decay = torch.tensor([0.0, 0.1], dtype=torch.float64).view(-1, 1, 1)
+    ours = example.Adam(stack, lr=0.05, decay=decay, points=points)
+    alone = [[w.detach()[k].clone().requires_grad_() for w in stack.weights] for k in range(2)]
+    theirs = [torch.optim.Adam(alone[k], lr=0.05, weight_decay=float(decay[k])) for k in range(2)]
+    x, y = torch.randn(6, 3).double(), torch.randn(6, 2).double()
+    for _ in range(15):
+        ours.step((stack.outputs(x.expand(2, -1, -1)) - y).square().sum())
+        for weights, optimizer in zip(alone, theirs, strict=True):
+            optimizer.zero_grad()
+            (torch.relu(x @ weights[0]) @ weights[1] - y).square().sum().backward()
+            optimizer.step()
+    for k in range(2):
+        for weight, expected in zip(stack.weights, alone[k], strict=True):
+            assert torch.allclose(weight[k], expected, atol=1e-9)
