@@ -228,11 +228,11 @@ def main() -> None:
     large = options.data is not None
     for key, small, big in (
         ("arms", every, ["backprop", "assembled", "frozen"]),
-        ("gammas", [0.01, 0.03, 0.1], [0.01, 0.03]),
+        ("gammas", [0.01, 0.03, 0.1], [0.01]),
         ("scales", [0.3, 1.0, 3.0], [1.0]),
-        ("etas", [0.03, 0.1], [0.03]),
+        ("etas", [0.03, 0.1], [0.01, 0.02]),
         ("hidden", [64, 64], [128, 128]),
-        ("epochs", 60, 5),
+        ("epochs", 60, 6),
         ("batch", 32, 64),
     ):
         if getattr(options, key) is None:
