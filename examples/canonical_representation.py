@@ -31,6 +31,8 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -83,11 +85,21 @@ def sides(below: Tensor, above: Tensor, g_below: Tensor, g_above: Tensor, weight
     return {"a": (below, g_below, weight_IO @ weight_IO.mT), "b": (above, g_above, weight_IO.mT @ weight_IO)}
 
 
-def read(stack: Stack, x: Tensor, y: Tensor, *, seed: int) -> list[list[dict[str, Any]]]:
-    """Return for each network and each layer from the second on what the matrices say."""
-    seen = stack.gradients(x, loss=lambda out: squared(out, y))
+def read(
+    stack: Stack, x: Tensor, *, loss: Callable[[Tensor], Tensor], seed: int
+) -> list[list[dict[str, Any]]]:
+    """Return for each network and each layer from the second on what the matrices say.
+
+    Args:
+        stack: the networks.
+        x: inputs ``[K, B, I]``.
+        loss: from the outputs to the losses, summed over samples and networks.
+        seed: of the signs with which outputs are mixed for the feature ansatz.
+    """
+    seen = stack.gradients(x, loss=loss)
     # Gradients of a random sign's worth of outputs: their second moment is the mean of J'J.
-    signs = torch.randn(y.shape, generator=torch.Generator().manual_seed(seed)).sign()
+    shape = (*x.shape[:2], stack.widths[-1])
+    signs = torch.randn(shape, generator=torch.Generator().manual_seed(seed)).sign()
     by_outputs = stack.gradients(x, loss=lambda out: (out * signs).sum())[2]
     rows = []
     for k in range(len(x)):
@@ -143,7 +155,7 @@ def train(options: Any) -> dict[str, dict[str, Any]]:
             part.weights = [w[i * len(seeds) : (i + 1) * len(seeds)] for w in stack.weights]
             with torch.no_grad():
                 errors = (part.outputs(x) - y).square().mean(dim=(1, 2)) - options.noise**2
-            rows = read(part, x, y, seed=step)
+            rows = read(part, x, loss=partial(squared, y=y), seed=step)
             found[str(step)] = [
                 {"error": float(error), "layers": row} for error, row in zip(errors, rows, strict=True)
             ]

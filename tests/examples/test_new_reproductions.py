@@ -112,3 +112,13 @@ def test_the_stack_s_adam_is_adam(monkeypatch):
     for k in range(2):
         for weight, expected in zip(stack.weights, alone[k], strict=True):
             assert torch.allclose(weight[k], expected, atol=1e-9)
+
+
+def test_collapse_and_alignment_are_told_of_the_same_networks(tmp_path):
+    result = run("collapse_and_alignment", tmp_path, file="collapse_and_alignment_digits")
+    bare, decayed = result["results"]["0"], result["results"]["0.003"]
+    assert bare["train_accuracy"]["low"] > 0.95
+    assert decayed["train_nc1"]["high"] < bare["train_nc1"]["low"]
+    assert decayed["layers"][-1]["a/rga"]["low"] > bare["layers"][-1]["a/rga"]["high"]
+    assert len(bare["layers"]) == result["config"]["depth"]
+    assert result["rank_correlation_with_nc1"]["a/rga"] < 0
