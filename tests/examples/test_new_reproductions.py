@@ -122,3 +122,22 @@ def test_collapse_and_alignment_are_told_of_the_same_networks(tmp_path):
     assert decayed["layers"][-1]["a/rga"]["low"] > bare["layers"][-1]["a/rga"]["high"]
     assert len(bare["layers"]) == result["config"]["depth"]
     assert result["rank_correlation_with_nc1"]["a/rga"] < 0
+
+
+def test_noise_lengthens_weights_of_a_scale_symmetry_as_the_law_says(tmp_path):
+    result = run("noise_and_scale", tmp_path)
+    for net in "AB":
+        sgd, descent, decayed = (
+            result["norms"][f"net {net}, {how}"] for how in ("SGD", "GD", "SGD with decay")
+        )
+        assert sgd["growth"]["low"] > 1.4
+        assert descent["growth"]["high"] < 1.1
+        assert decayed["growth"]["high"] < 1
+        for cell in (sgd, descent, decayed):
+            assert cell["law_error"]["high"] < 1e-12
+    sharpness = result["sharpness"]
+    noisy, still = (
+        [sharpness[f"{start}, {how}"]["end"]["median"] for start in ("kaiming", "xavier")]
+        for how in ("SGD", "GD")
+    )
+    assert abs(noisy[0] - noisy[1]) < 0.5 * abs(still[0] - still[1])  # one end, whatever the start
