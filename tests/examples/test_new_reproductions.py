@@ -141,3 +141,14 @@ def test_noise_lengthens_weights_of_a_scale_symmetry_as_the_law_says(tmp_path):
         for how in ("SGD", "GD")
     )
     assert abs(noisy[0] - noisy[1]) < 0.5 * abs(still[0] - still[1])  # one end, whatever the start
+
+
+def test_measured_exponents_name_the_predicted_phases(tmp_path):
+    result = run("feature_phases", tmp_path)
+    assert result["agree"] == {"regime": 1, "pace": 1}
+    for cell in result["cells"]:
+        assert cell["learned"]
+        # r grows as scale * width * variance, the kernel as that times the scale.
+        size = cell["output_scale"] + 1 + cell["var_u"]
+        assert cell["size_exponent"]["median"] == pytest.approx(size, abs=0.12)
+        assert cell["kernel_exponent"]["median"] == pytest.approx(size + cell["output_scale"], abs=0.12)
