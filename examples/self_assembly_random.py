@@ -230,9 +230,9 @@ def main() -> None:
         ("arms", every, ["backprop", "assembled", "frozen"]),
         ("gammas", [0.01, 0.03, 0.1], [0.01]),
         ("scales", [0.3, 1.0, 3.0], [1.0]),
-        ("etas", [0.03, 0.1], [0.01, 0.02]),
+        ("etas", [0.03, 0.1], [0.015]),
         ("hidden", [64, 64], [128, 128]),
-        ("epochs", 60, 6),
+        ("epochs", 60, 5),
         ("batch", 32, 64),
     ):
         if getattr(options, key) is None:
