@@ -156,4 +156,14 @@ CANONICAL = [
         cause="G is the second moment of single samples' gradients, which is that of the labels' noise here, "
         "whatever the decay",
     ),
+    Claim(
+        "2410.03006",
+        "neural collapse and the relations of the output layer go together",
+        "ReLU classifiers on MNIST's components over decays: rank correlation of NC1 with a relation",
+        "equivalent where data are fitted",
+        "collapse_and_alignment_mnist",
+        lambda s: {key: s["rank_correlation_with_nc1"][key] for key in ("a/rga", "a/rwa", "a/gwa")},
+        lambda o: grades(max(o.values()) < -0.8, max(o.values()) < -0.3),
+        cause="not established",
+    ),
 ]

@@ -27,4 +27,14 @@ FEATURES = [
         ),
         cause="a start at f = 0 removes the effect; it needs an ordinary start and training to one loss",
     ),
+    Claim(
+        "2401.07085",
+        "exponents alone say which scalings learn features (phase diagram)",
+        "32 scalings, four widths, five seeds: share of runs whose measured exponents name the phase",
+        "phase diagram",
+        "feature_phases",
+        lambda s: dict(s["agree"]),
+        lambda o: grades(min(o.values()) > 0.95, min(o.values()) > 0.7),
+        cause="not established",
+    ),
 ]

@@ -126,4 +126,42 @@ NOISE = [
         for what, name in (("trace", "trace of the Hessian"), ("top", "largest eigenvalue"))
         for kind in ("even", "uneven")
     ),
+    *(
+        Claim(
+            "2402.07193",
+            f"noise makes the norm of scale-invariant weights grow for ever, {which}",
+            "squared norm at the end over that at the start; gradient descent, and SGD with decay, beside",
+            "monotone under SGD",
+            "noise_and_scale",
+            lambda s, net=net: (
+                {how: s["norms"][f"net {net}, {how}"]["growth"] for how in ("SGD", "GD", "SGD with decay")}
+                | {"law's error": s["norms"][f"net {net}, SGD"]["law_error"]}
+            ),
+            lambda o: grades(
+                o["SGD"]["low"] > 1.5 > 1.1 > o["GD"]["high"] and o["law's error"]["high"] < 1e-9,
+                o["SGD"]["low"] > o["GD"]["high"],
+            ),
+            cause="not established",
+        )
+        for net, which in (("A", "one scale for all weights"), ("B", "a scale for each layer"))
+    ),
+    Claim(
+        "2402.07193",
+        "SGD takes the sharpness to one value, from Kaiming's and Xavier's start",
+        "trace of the Hessian over the closed form; gradient descent beside",
+        "only Kaiming with warm-up improves it",
+        "noise_and_scale",
+        lambda s: {
+            f"{start}, {how}": s["sharpness"][f"{start}, {how}"]["end"]
+            for how in ("SGD", "GD")
+            for start in ("kaiming", "kaiming, warm-up", "xavier", "xavier, warm-up")
+        },
+        lambda o: grades(
+            max(abs(middle(c) - 1) for k, c in o.items() if k.endswith("SGD")) < 0.1,
+            max(middle(c) for k, c in o.items() if k.endswith("SGD"))
+            - min(middle(c) for k, c in o.items() if k.endswith("SGD"))
+            < 0.5 * (middle(o["kaiming, GD"]) - middle(o["xavier, GD"])),
+        ),
+        cause="the end is not reached yet in so many steps; that warm-up matters is not seen at this rate",
+    ),
 ]
