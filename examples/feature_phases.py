@@ -116,7 +116,7 @@ def draw(cells: list[dict[str, Any]], options: Any) -> Any:
     panels[0].set_ylabel("exponent of the weights' variance")
     for name, shade in shades.items():
         panels[-1].scatter([], [], color=shade, alpha=0.35, label=f"{name}, predicted")
-    panels[-1].legend(fontsize=7, loc="upper right")
+    figure.legend(fontsize=7, loc="outside lower center", ncols=3)
     return figure
 
 

@@ -173,7 +173,7 @@ def main() -> None:
     parser.add_argument("--noise", type=float, default=1.0, help="deviation of the labels' noise")
     parser.add_argument("--decay", type=float, default=0.05, help="of the arm with decay")
     parser.add_argument("--warmup", type=int, default=500, help="steps")
-    parser.add_argument("--steps", type=int, default=10_000)
+    parser.add_argument("--steps", type=int, default=6000)
     parser.add_argument("--smoke", action="store_true", help="seconds: fewer steps and seeds")
     options = parser.parse_args()
     if options.smoke:

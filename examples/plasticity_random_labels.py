@@ -190,7 +190,7 @@ def main() -> None:
         "--data", type=Path, default=None, help="a torchvision root with MNIST; default: digits"
     )
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--tasks", type=int, default=16)
+    parser.add_argument("--tasks", type=int, default=12)
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--lr", type=float, default=3e-3)

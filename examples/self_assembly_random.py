@@ -231,8 +231,8 @@ def main() -> None:
         ("gammas", [0.01, 0.03, 0.1], [0.01]),
         ("scales", [0.3, 1.0, 3.0], [1.0]),
         ("etas", [0.03, 0.1], [0.015]),
-        ("hidden", [64, 64], [128, 128]),
-        ("epochs", 60, 5),
+        ("hidden", [64, 64], [64, 64]),
+        ("epochs", 60, 2),
         ("batch", 32, 64),
     ):
         if getattr(options, key) is None:
