@@ -8,7 +8,8 @@ Ziyin, Wang, Li and Wu, 2024, arXiv 2402.07193. Two parts.
   norm of all weights (one symmetry: the total grows), net B each layer by its own (each layer grows).
 * *Sharpness over initialisation and warm-up*: two linear layers from Kaiming's or Xavier's start, with the
   learning rate at once or warmed up, SGD beside gradient descent: the trace of the Hessian over time, and the
-  one value that theory has for SGD's end.
+  one value that theory has for SGD's end. Hidden units as many as the task needs; with twice as many, those
+  that are not needed keep a size of their own for long.
 
     python examples/noise_and_scale.py
 
@@ -97,9 +98,9 @@ def grow(net: str, how: str, *, options: Any) -> list[dict[str, Any]]:
     return rows
 
 
-def sharpen(start: str, warm: bool, how: str, *, options: Any) -> list[dict[str, Any]]:
+def sharpen(start: str, warm: bool, how: str, *, hidden: int, options: Any) -> list[dict[str, Any]]:
     """Train two linear layers; return the trace of the Hessian over time, over its value at equilibrium."""
-    size, hidden, count = options.size, options.hidden, options.seeds
+    size, count = options.size, options.seeds
     widths = [size, hidden, size]
     stack = Stack(widths, seeds=list(range(count)), dtype=torch.float64)
     if start == "kaiming":
@@ -167,7 +168,6 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/noise_and_scale"))
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--size", type=int, default=6, help="inputs, and outputs")
-    parser.add_argument("--hidden", type=int, default=12, help="of the networks whose sharpness is read")
     parser.add_argument("--lr", type=float, default=0.03)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--noise", type=float, default=1.0, help="deviation of the labels' noise")
@@ -177,8 +177,7 @@ def main() -> None:
     parser.add_argument("--smoke", action="store_true", help="seconds: fewer steps and seeds")
     options = parser.parse_args()
     if options.smoke:
-        options.seeds, options.steps, options.size, options.hidden = 2, 1500, 4, 6
-        options.warmup = 100
+        options.seeds, options.steps, options.size, options.warmup = 2, 1500, 4, 100
     began = time.process_time()
     norms = {
         f"net {net}, {how}": told(grow(net, how, options=options))
@@ -188,13 +187,18 @@ def main() -> None:
     keys = ("growth", "first", "second", "exponent", "law_error")
     print(table([(n, *(c[k]["median"] for k in keys)) for n, c in norms.items()], ("network", *keys)))
     sharpness = {
-        f"{start}{', warm-up' if warm else ''}, {how}": told(sharpen(start, warm, how, options=options))
+        f"{start}{', warm-up' if warm else ''}, {how}": told(
+            sharpen(start, warm, how, hidden=options.size, options=options)
+        )
         for how in ("SGD", "GD")
         for start in ("kaiming", "xavier")
         for warm in (False, True)
     }
-    rows = [(n, c["start"]["median"], c["end"]["median"]) for n, c in sharpness.items()]
-    print(table(rows, ("trace over equilibrium", "start", "end")))
+    for start in ("kaiming", "xavier"):
+        wide = sharpen(start, False, "SGD", hidden=2 * options.size, options=options)
+        sharpness[f"{start}, twice as wide, SGD"] = told(wide)
+    ends = [(n, c["start"]["median"], c["end"]["median"]) for n, c in sharpness.items()]
+    print(table(ends, ("trace over equilibrium", "start", "end")))
     config = {k: v for k, v in vars(options).items() if k != "out"}
     result = {
         "config": config,
