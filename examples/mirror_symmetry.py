@@ -8,8 +8,9 @@ Ziyin, 2023, arXiv 2309.16932. Two parts.
   strength, and *pruning*: an MLP without decay of which as much is taken by size, without training further.
 * *Collapse by gradient noise alone*: two linear layers learn y = V x + noise at decay 0, over learning rates
   at batch size 1. The rank of their product falls as the noise rises (a mode of strength k is lost at a
-  temperature of about k over the noise's variance). The control is a residual network, (1 + U)(1 + W), which
-  has no mirror there.
+  temperature of about k over the noise's variance). Beside it a residual network, (1 + U)(1 + W), the paper's
+  control. Of linear layers it is none: without decay a shift of the weights is another start of the same run,
+  and the mirror is moved, not removed (it lies at U = -1 now).
 
     python examples/mirror_symmetry.py
     python examples/mirror_symmetry.py --data MNIST
@@ -200,6 +201,8 @@ def draw(cells: dict[str, Any], noise: dict[str, Any], options: Any) -> Any:
     right.set(
         xscale="log", xlabel="learning rate, batch size 1", ylabel="rank of the product", ylim=(0, None)
     )
+    right.set_xticks(options.rates, [f"{rate:g}" for rate in options.rates])
+    right.minorticks_off()
     right.legend(fontsize=7)
     return figure
 

@@ -93,7 +93,7 @@ CIRCUIT = [
         "self_assembly_random_mnist",
         lambda s: {"points": over(s["compared"]["0.01"]["points_over_backprop"])},
         lambda o: grades(abs(middle(o["points"])) <= 2, abs(middle(o["points"])) <= 10),
-        cause="two epochs at a learning rate of .015 (at .03 circuits diverge); updates come to a cosine of .16 "
-        "to backprop's only",
+        cause="two epochs at a learning rate of .015 (at .03 circuits diverge); updates come to a cosine of "
+        ".16 to backprop's only",
     ),
 ]
