@@ -197,7 +197,7 @@ def main() -> None:
     parser.add_argument("--hidden", type=int, default=64)
     parser.add_argument("--components", type=int, default=64)
     parser.add_argument("--images-used", type=int, default=800)
-    parser.add_argument("--decays", type=float, nargs="+", default=[3e-4, 1e-3, 3e-3])
+    parser.add_argument("--decays", type=float, nargs="+", default=[1e-3, 3e-3, 1e-2])
     parser.add_argument("--sigmas", type=float, nargs="+", default=[0.3, 1.0])
     parser.add_argument("--late", type=int, default=5, help="last tasks that are averaged over")
     parser.add_argument("--smoke", action="store_true", help="seconds: few short tasks, two seeds")
