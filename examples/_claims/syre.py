@@ -82,7 +82,7 @@ SYRE = [
         tuned,
         wins,
         cause="at its own best strength plain decay keeps accuracy as well",
-        note="the gain is small, and towards the start all but has it too; at a decay of .01, the best for both "
+        note="the gain is small, and towards the start nearly has it; at a decay of .01, the best for both "
         "of them, plain decay has lost rank and units",
     ),
 ]
