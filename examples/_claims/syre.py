@@ -30,9 +30,10 @@ def tuned(stored: dict[str, Any]) -> Numbers:
 
 
 def wins(ours: Numbers) -> str:
-    """Judge whether decay towards a random point beats plain decay in every seed."""
+    """Judge whether decay towards a random point beats plain decay in every seed, and by five points."""
     gained = [cell for key, cell in ours.items() if key.startswith("points over decay, syre")]
-    return grades(max(c["low"] for c in gained) > 0, max(middle(c) for c in gained) > 1)
+    ahead = max(c["low"] for c in gained) > 0
+    return grades(ahead and max(middle(c) for c in gained) > 5, ahead)
 
 
 SYRE = [
@@ -81,9 +82,10 @@ SYRE = [
         "plasticity_random_labels_mnist",
         tuned,
         wins,
-        cause="at its own best strength plain decay keeps accuracy as well",
-        note="the gain is small, and towards the start nearly has it; at a decay of .01, the best for both "
-        "of them, plain decay has lost rank and units",
+        cause="at its own best strength plain decay keeps plasticity too; syre is ahead by a point, and decay "
+        "towards the start nearly as much",
+        note="decay .01 was added to the grid when .003 had come out best for all; it is syre's best and the "
+        "grid's edge, and plain decay has lost rank and units there",
     ),
 ]
 
