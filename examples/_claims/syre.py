@@ -82,7 +82,7 @@ SYRE = [
         "plasticity_random_labels_mnist",
         tuned,
         wins,
-        cause="at its own best strength plain decay keeps plasticity too; syre is ahead by a point, and decay "
+        cause="at its own best strength plain decay keeps plasticity too; syre is a point ahead, and decay "
         "towards the start nearly as much",
         note="decay .01 was added to the grid when .003 had come out best for all; it is syre's best and the "
         "grid's edge, and plain decay has lost rank and units there",
