@@ -282,7 +282,7 @@ class FeatureLearningMonitor(Monitor):
                 seed=self.seed,
             )
             layers, _ = choose_layers(apart.module, self.layers, max_layers=self.max_layers)
-            blocks = _weights([layer for layer in layers if layer.part is None and layer.has_input])
+            blocks = _weights([layer for layer in layers if layer.by_call and layer.has_input])
             alignment = self._alignments(apart, probe, blocks)
             weights = {layer.name: weight.double() for layer, weight in blocks.items()}
             with torch.no_grad():
@@ -307,7 +307,7 @@ class FeatureLearningMonitor(Monitor):
 
         def hook(layer: Layer, blocks: Tensor) -> Callable[..., None]:
             def see(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-                x = args[0] if args else next(iter(kwargs.values()))
+                x = layer.input_of(args, kwargs)
                 h_ND = layer.input_rows(x.detach(), _POSITIONS)
                 if h_ND.shape[1] != len(blocks) * blocks.shape[2]:
                     return  # its weight is used in another way

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any, ClassVar
 
+import torch
 from typing_extensions import override
 
 from lightning_sym.callbacks.base import Monitor, at_least
-from lightning_sym.engine.batch import Locator, locate
+from lightning_sym.engine.batch import Locator, locate, rows_of
+from lightning_sym.engine.probe import gathered
 from lightning_sym.engine.schedule import Schedule
 from lightning_sym.engine.trainability import trainability
 from lightning_sym.functional.rank import effective_rank_from_eigenvalues
@@ -24,6 +26,8 @@ from lightning_sym.observe import (
 )
 from lightning_sym.observe.observation import LayerObservation
 
+#: Most samples, of all ranks together, that the trainability probe trains on.
+SAMPLES = 256
 _INPUTS, _ACTIVITY = SecondMoments("inputs"), Activity()
 _WEIGHT, _UPDATE, _ZEROS = Weight(), WeightUpdate(), ZeroGradients()
 
@@ -50,7 +54,9 @@ class PlasticityMonitor(Monitor):
         ``plasticity/dormant_units``, ``plasticity/feature_rank``: means over layers.
         ``plasticity/trainability``: with ``trainability_steps``, at epoch ends: how far a copy of the
             module gets on random targets, over how far a freshly initialised twin gets
-            (:func:`~lightning_sym.engine.trainability.trainability`); 1 is as good as new.
+            (:func:`~lightning_sym.engine.trainability.trainability`); 1 is as good as new. Its inputs are
+            those of the last batch, at most 256 samples of all ranks; where they can't be cut into samples,
+            each rank's own, and the mean over ranks is read.
 
     Args:
         every_n_steps: an interval in optimizer steps, or a schedule. Step 1 is always due.
@@ -115,10 +121,13 @@ class PlasticityMonitor(Monitor):
     @override
     def read_epoch(self, seen: Observation) -> Iterator[Reading]:
         run = seen.run
+        found = run.ranks.attempt(lambda: locate(run.batch, self.inputs, run.function(self.forward)))
+        uncut = torch.tensor([float(not rows_of((found.args, found.kwargs)))], dtype=torch.float64)
+        arguments = found if float(run.ranks.total(uncut)) else gathered(run, found, SAMPLES)
         value = run.ranks.attempt(
             lambda: trainability(
                 run.sandbox,
-                locate(run.batch, self.inputs, run.function(self.forward)),
+                arguments,
                 forward=self.forward,
                 steps=self.trainability_steps,
                 lr=self.trainability_lr,

@@ -15,6 +15,7 @@ from typing_extensions import override
 from lightning_sym.engine.engine import Engine
 from lightning_sym.engine.publish import draw
 from lightning_sym.engine.run import Run
+from lightning_sym.engine.seats import is_monitor
 from lightning_sym.sandbox import Sandbox
 
 #: Bytes of metrics that processes which were forked or spawned can return: a pipe holds 64 KiB.
@@ -214,11 +215,6 @@ def _unwrap(strategy: Any) -> None:
         del strategy.training_step
         if "training_step" in vars(step.shows):  # somebody else's, which was there before
             strategy.training_step = step.shows
-
-
-def is_monitor(callback: Any) -> bool:
-    """Return whether a callback is one that the engine lets read."""
-    return hasattr(callback, "needs") and hasattr(callback, "read") and hasattr(callback, "begin_run")
 
 
 def attach(trainer: Any, pl_module: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Self
@@ -15,6 +16,7 @@ from typing_extensions import override
 from lightning_sym.engine.engine import Engine
 from lightning_sym.engine.publish import draw
 from lightning_sym.engine.run import Run
+from lightning_sym.engine.seats import is_monitor
 from lightning_sym.sandbox import Sandbox
 
 #: What takes readings: a TensorBoard ``SummaryWriter``, or a function of ``{key: value}`` and the step.
@@ -35,7 +37,7 @@ def watch(
 
     A step is observed from the end of the one before it to the end of its ``optimizer.step()``; with several
     optimizers, until each has stepped. Tell it the batch at the head of a step where labels, the batch's
-    size or the module's input are wanted::
+    size or the module's input are wanted, and with a ``scaler``, which may skip a step::
 
         with watch(model, optimizer, monitors(), to=SummaryWriter()) as watching:
             for x, y in loader:
@@ -60,6 +62,7 @@ def watch(
             ``lambda: torch.autocast("cuda", torch.bfloat16)``; for what monitors run themselves.
 
     Raises:
+        TypeError: if an argument is of the wrong type.
         ValueError: if an argument is out of its range, a glob matches no layer, or parameters are kept in
             pieces in a way that a monitor can't deal with.
     """
@@ -147,11 +150,17 @@ class Watching:
     ) -> None:
         if isinstance(accumulate, bool) or not isinstance(accumulate, int) or accumulate < 1:
             raise ValueError(f"accumulate must be a positive integer, got {accumulate!r}")
-        several = isinstance(optimizer, Sequence)
+        _check(module, to=to, scaler=scaler, precision=precision)
+        several = isinstance(optimizer, Sequence) and not isinstance(optimizer, str)
         optimizers = [_torch_optimizer(each) for each in (optimizer if several else [optimizer])]  # type: ignore[union-attr, list-item]
         if not optimizers:
             raise ValueError("optimizer must be an optimizer or several, got none")
         self.monitors = list(monitors) if isinstance(monitors, Iterable) else [monitors]
+        if not self.monitors:
+            raise ValueError("monitors must be a monitor or several, got none")
+        for each in self.monitors:
+            if isinstance(each, type) or not is_monitor(each):
+                raise TypeError(f"monitors must be a monitor or several of them, got {type(each).__name__}")
         sinks = list(to) if isinstance(to, Sequence) else [to]
         self._run = LoopRun(
             _unwrapped(module),
@@ -166,7 +175,8 @@ class Watching:
         self._window = contextlib.ExitStack()
         self._told = 0  # batches since the last step
         self._stepped: set[int] = set()
-        self._wants_batch = any(monitor.runs_module for monitor in self.monitors)
+        self._wants_batch = scaler is not None or any(monitor.runs_module for monitor in self.monitors)
+        self._reminded = False
 
     def __enter__(self) -> Self:
         self.engine.start()
@@ -203,6 +213,22 @@ class Watching:
         self.engine.epoch_end()
         self._run.epoch += 1
 
+    def _remind(self) -> None:
+        """Say once that nothing is read, since no batch was told.
+
+        Raises:
+            ValueError: if a monitor is strict.
+        """
+        if self._reminded:
+            return
+        self._reminded = True
+        names = [type(monitor).__name__ for monitor in self.monitors if monitor.runs_module]
+        wants = ", ".join(dict.fromkeys(names)) or "a gradient scaler, which may skip a step,"
+        said = f"{wants} needs watching.batch(batch) at the head of each step; without it nothing is read"
+        if any(monitor.strict for monitor in self.monitors):
+            raise ValueError(said)
+        warnings.warn(said, stacklevel=3)
+
     def _begin_step(self) -> None:
         self._told, self._stepped = 0, set()
         if not self._wants_batch:
@@ -212,12 +238,34 @@ class Watching:
         if threading.get_ident() != self.engine.thread:
             return  # another thread trains with the same optimizer
         self._run.steps += 1
+        if self._wants_batch and not self._told:
+            self._remind()
         self._stepped.add(id(optimizer))
         if self.engine.armed:
             self.engine.stepped(optimizer)
         if len(self._stepped) == len(self._run.optimizers):
             self.engine.batch_end()
             self._begin_step()
+
+
+def _check(module: Any, *, to: Any, scaler: Any, precision: Any) -> None:
+    """Refuse arguments of the wrong type.
+
+    Raises:
+        TypeError: naming the argument.
+    """
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"module must be a torch.nn.Module, got {type(module).__name__}")
+    for sink in to if isinstance(to, Sequence) and not isinstance(to, str) else [to]:
+        if not (callable(sink) or hasattr(sink, "add_scalar")):
+            raise TypeError(
+                "to must be a SummaryWriter, a function of the readings and the step, or several, got "
+                f"{type(sink).__name__}"
+            )
+    if scaler is not None and not hasattr(scaler, "get_scale"):
+        raise TypeError(f"scaler must be a torch.amp.GradScaler, got {type(scaler).__name__}")
+    if precision is not None and not callable(precision):
+        raise TypeError(f"precision must be a function that makes a context, got {type(precision).__name__}")
 
 
 def _torch_optimizer(optimizer: Any) -> torch.optim.Optimizer:

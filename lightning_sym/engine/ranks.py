@@ -97,7 +97,9 @@ class Ranks:
         return self._gather(value)
 
     def gather_rows(self, x: Tensor) -> Tensor:
-        """Return all ranks' rows ``[M, ...]`` in the order of ranks; their numbers may differ.
+        """Return all ranks' rows ``[M, ...]``, one of each rank in turn; their numbers may differ.
+
+        So a distributed sampler deals samples out: the first so many rows are those of one rank alone.
 
         Args:
             x: ``[N, ...]``, of one type and one trailing shape on all ranks.
@@ -116,7 +118,8 @@ class Ranks:
         padded[: len(x)] = x.to(self.device)
         parts = [torch.empty_like(padded) for _ in rows]
         dist.all_gather(parts, padded)
-        return torch.cat([part[:n] for part, n in zip(parts, rows, strict=True)]).to(x.device)
+        turns = torch.stack([torch.arange(max(rows)) < n for n in rows], dim=1).to(self.device)
+        return torch.stack(parts, dim=1)[turns].to(x.device)
 
     def explain(self, mine: T) -> list[T]:
         """Return all ranks' words on what a packed sum has shown to have failed; all ranks call it."""

@@ -22,6 +22,11 @@ class Seat:
     failure: Exception | None = None  # while its optimizer stepped, to be told with its reading
 
 
+def is_monitor(callback: Any) -> bool:
+    """Return whether a callback is one that the engine lets read."""
+    return hasattr(callback, "needs") and hasattr(callback, "read") and hasattr(callback, "begin_run")
+
+
 def wanted_by(seats: list[Seat]) -> tuple[dict[str, list[Statistic]], dict[str, Layer]]:
     """Return what is kept of which layer: equal needs once, unequal ones side by side."""
     wanted: dict[str, list[Statistic]] = {}

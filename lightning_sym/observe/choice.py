@@ -52,7 +52,7 @@ def spread(names: Sequence[str], most: int) -> list[str]:
 
     Example:
         >>> spread([f"{i}.{part}" for i in range(4) for part in ("q", "k", "v")], 6)
-        ['0.q', '1.k', '1.v', '2.q', '3.k', '3.v']
+        ['0.q', '1.k', '1.v', '2.q', '2.k', '3.v']
     """
     members: dict[str, list[str]] = {}
     for name in names:

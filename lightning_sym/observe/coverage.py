@@ -42,7 +42,7 @@ class Coverage:
         return self.read / self.trained if self.trained else 1.0
 
     def missing(self, names: int = 3) -> str:
-        """Return in words what is not read, the largest kind first, with some names of each; ``""`` if nothing."""
+        """Return in words what is not read, the largest kind first, with some names; ``""`` if nothing."""
         parts = []
         for kind, found in sorted(self.unread.items(), key=lambda item: -sum(item[1].values())):
             some = ", ".join(list(found)[:names]) + (", ..." if len(found) > names else "")

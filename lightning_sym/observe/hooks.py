@@ -132,10 +132,10 @@ class LayerWatch:
         return self._weight
 
     def _bias(self) -> Tensor | None:
-        if self._product is None or not self.made:
-            return self.layer.bias()
-        bias = self._product.bias
-        return None if bias is None else self.layer.slice(bias.detach()).clone()
+        bias = None if self._product is None else self._product.bias
+        if bias is not None:
+            return self.layer.slice(bias.detach()).clone()
+        return None if self.made else self.layer.bias()
 
     def use(self, product: Product) -> None:
         """Take note of the product that the layer's output is: its weight may be made in the forward."""
@@ -186,7 +186,10 @@ class LayerWatch:
         kinds = {call.output.dtype, weight.blocks.dtype}
         rough = 1e-3 if self.device.type == "cuda" else 1e-5  # TF32
         tolerance = 1e-2 if kinds - {torch.float32, torch.float64} else rough
-        size_N = (h_NA.abs().amax(1) * weight.blocks.double().abs().sum(-1).amax()).clamp_min(1e-30)
+        size_N = h_NA.abs().amax(1) * weight.blocks.double().abs().sum(-1).amax()
+        size_N = (size_N + (0.0 if weight.bias is None else weight.bias.double().abs().amax())).clamp_min(
+            1e-30
+        )
         if made_NO.shape != y_NO.shape:
             self._no_weight = "its shapes are not those of its weight"
         elif not _alike(made_NO, y_NO, tolerance * size_N):

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor, nn
 
-from lightning_sym.observe.products import Capture
+from lightning_sym.observe.products import Capture, Product
 from lightning_sym.observe.samples import Geometry, Patches, Samples
 from lightning_sym.observe.weights import is_parametrized, local, next_weight, sources
 
@@ -26,7 +26,10 @@ if TYPE_CHECKING:
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 #: Whose forward is one product of the layer's weight; a subclass with its own may use another weight.
-_PLAIN = {**dict.fromkeys((nn.Linear, nn.Embedding, nn.EmbeddingBag), ("forward",)), **dict.fromkeys(CONVOLUTIONS, ("forward", "_conv_forward"))}
+_PLAIN: dict[type[nn.Module], tuple[str, ...]] = {
+    **dict.fromkeys((nn.Linear, nn.Embedding, nn.EmbeddingBag), ("forward",)),
+    **dict.fromkeys(CONVOLUTIONS, ("forward", "_conv_forward")),
+}
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -45,6 +48,7 @@ class Layer:
         transposed: whether the weight is kept as ``[A, O]``.
         weight_name, bias_name: the attributes that hold the weight and the bias.
         geometry: how a convolution places its kernel; None for all else.
+        parent: a module that may use the layer's weight without calling the layer.
     """
 
     name: str
@@ -57,12 +61,15 @@ class Layer:
     transposed: bool = False
     weight_name: str = "weight"
     bias_name: str = "bias"
-    geometry: Geometry | None = field(default=None, repr=False)
+    geometry: Geometry | None = None
+    parent: nn.Module | None = None
 
     #: Whether the layer is a linear map; a normalisation's gain is not.
     linear: ClassVar[bool] = True
     #: Whether a call's rows are the batch's samples, in order.
     in_order: ClassVar[bool] = True
+    #: Whether a call of the module takes the layer's input first and returns its output.
+    by_call: ClassVar[bool] = True
 
     def __repr__(self) -> str:
         return f"Layer {self.name!r} ({self.in_features or 'index'} -> {self.out_features})"
@@ -197,7 +204,21 @@ class Layer:
             handles.append(capture.attach())
         seen = partial(self.seen, watch, capture)
         handles.append(module.register_forward_hook(seen, with_kwargs=True))
+        if self.parent is not None:
+            within = watch.step.shared(("products", self.parent), partial(Capture, self.parent))
+            running: list[int] = []
+            handles.append(module.register_forward_pre_hook(lambda *_: running.append(1)))
+            handles.append(module.register_forward_hook(lambda *_: running.clear(), always_call=True))
+            handles.append(within.attach())
+            within.takers.append(partial(self._taken, watch, running))
         return handles
+
+    def _taken(self, watch: LayerWatch, running: list[int], product: Product) -> None:
+        """Show a product of the layer's weight that was not made by the layer."""
+        if not running and product.weight is self.module._parameters.get(self.weight_name):
+            watch.use(product)
+            part = None if self.span is None else partial(_last, *self.span)
+            watch.see(product.x, product.result, part=part)
 
     def input_of(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Return the input out of what a call was given."""
@@ -207,8 +228,18 @@ class Layer:
         """Return the output out of what a call returned."""
         return output
 
+    def mine(self, output: Tensor) -> Tensor:
+        """Return this layer's part of what its module put out."""
+        return output if self.span is None else _last(*self.span, output)
+
     def seen(
-        self, watch: LayerWatch, capture: Capture | None, module: nn.Module, args: Any, kwargs: Any, output: Any
+        self,
+        watch: LayerWatch,
+        capture: Capture | None,
+        module: nn.Module,
+        args: Any,
+        kwargs: Any,
+        output: Any,
     ) -> None:
         """Show a call of the module to a watch."""
         try:
@@ -219,7 +250,7 @@ class Layer:
         except Exception as error:  # an adapter's own functions may raise
             watch.fail(error)
             return
-        if self.span is None and self._width(y) != self.out_features:
+        if self.linear and self.span is None and self._width(y) != self.out_features:
             watch.unreadable("its outputs are not those of its type")
             return
         product = None if capture is None else capture.made(y)

@@ -70,7 +70,9 @@ def _of_torch(name: str, module: nn.Module) -> Layer | None:
     own = module._parameters.get("weight")
     shape = own.shape if own is not None and own.is_floating_point() else None
     if isinstance(module, nn.Linear):
-        rows, width = shape if shape is not None and len(shape) == 2 else (module.out_features, module.in_features)
+        rows, width = (
+            shape if shape is not None and len(shape) == 2 else (module.out_features, module.in_features)
+        )
         return Layer(name, module, None, width, rows)
     if isinstance(module, CONVOLUTIONS):
         geometry = geometry_of(module)
@@ -84,7 +86,9 @@ def _of_torch(name: str, module: nn.Module) -> Layer | None:
     if isinstance(module, nn.Embedding | nn.EmbeddingBag):
         return Layer(name, module, None, 0, module.embedding_dim)
     if isinstance(module, nn.Bilinear):
-        return BilinearLayer(name, module, None, module.in1_features * module.in2_features, module.out_features)
+        return BilinearLayer(
+            name, module, None, module.in1_features * module.in2_features, module.out_features
+        )
     return None
 
 

@@ -45,12 +45,12 @@ def layer_features(
         ValueError: if a glob matches no layer.
     """
     chosen, _ = choose_layers(module, layers, max_layers=max_layers, frozen=True)
-    chosen = [layer for layer in chosen if layer.part is None]
+    chosen = [layer for layer in chosen if layer.by_call]
     found: dict[str, Tensor] = {}
 
     def hook(layer: Layer) -> Callable[..., None]:
         def read(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-            found[layer.name] = output.detach().flatten(1).clone()  # an in-place activation may follow
+            found[layer.name] = layer.mine(output.detach()).flatten(1).clone()  # an in-place activation may follow
 
         return read
 

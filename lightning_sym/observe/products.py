@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -85,8 +85,8 @@ class Product:
     geometry: Geometry | None = None
 
 
-def _linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> tuple[Any, ...]:
-    return x, weight, bias, None
+def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> tuple[Any, ...]:
+    return input, weight, bias, None
 
 
 def _matmul(x: Tensor, weight: Tensor) -> tuple[Any, ...]:
@@ -138,6 +138,7 @@ class Capture(TorchFunctionMode):
 
     Attributes:
         listeners: who is told of each call: its name, arguments, named arguments and result.
+        takers: who is told of each product with a matrix or a convolution's kernel.
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -147,6 +148,7 @@ class Capture(TorchFunctionMode):
         self._users = self._asked = 0
         self._last: list[Product] = []
         self.listeners: list[Callable[[str, Any, Any, Any], None]] = []
+        self.takers: list[Callable[[Product], None]] = []
 
     def attach(self) -> Capture:
         """Begin, for one more user; :meth:`remove` ends it for one of them."""
@@ -168,7 +170,7 @@ class Capture(TorchFunctionMode):
         """End it for one user."""
         self._users -= 1
         if self._users <= 0:
-            self._last, self.listeners = [], []
+            self._last, self.listeners, self.takers = [], [], []
             while self._hooks:
                 self._hooks.pop().remove()
 
@@ -185,7 +187,10 @@ class Capture(TorchFunctionMode):
         if name in _KINDS and isinstance(result, Tensor):
             found = _KINDS[name](*args, **kwargs)
             if found:
-                self._last.append(Product(*found[:3], result, found[3]))
+                x, weight, bias, geometry = found
+                self._last.append(product := Product(x, weight, bias, result, geometry))
+                for taker in self.takers:
+                    taker(product)
 
     def made(self, output: Tensor) -> Product | None:
         """Return the product whose result the module returned in its last call, and let go of all others."""
@@ -193,9 +198,3 @@ class Capture(TorchFunctionMode):
         self._asked += 1
         self._last = found if self._asked < self._users else []
         return found[-1] if found else None
-
-
-def owner_of(view: Tensor, parameters: Iterable[Tensor]) -> Tensor | None:
-    """Return which parameter a tensor is, or is a view of, or None."""
-    base = view._base if view._base is not None else view
-    return next((p for p in parameters if base is p), None)

@@ -49,7 +49,7 @@ class Samples:
         return self._x_BPD if keep is None else self._x_BPD[..., keep]
 
     def norms(self) -> Tensor:
-        """Return Euclidean norms over all D features, ``[B, P]``, float64; not finite where a feature is not."""
+        """Return norms over all D features, ``[B, P]``, float64; not finite where a feature is not."""
         return _norm(self._x_BPD)
 
 
@@ -73,7 +73,7 @@ class Ragged(Samples):
 
 
 class Products(Samples):
-    """Products of the features of two inputs of one layer, ``[B, P, D * E]``; formed as far as they are asked for.
+    """Products of the features of two inputs, ``[B, P, D * E]``; formed as far as they are asked for.
 
     Args:
         x_BPD: one input.
@@ -130,7 +130,8 @@ class Geometry:
         if any(step > 1 for step in self.stuffing):
             sizes = [(n - 1) * step + 1 for n, step in zip(x.shape[2:], self.stuffing, strict=True)]
             stuffed = x.new_zeros(*x.shape[:2], *sizes)
-            stuffed[(..., *[slice(None, None, step) for step in self.stuffing])] = x
+            places: Any = (..., *[slice(None, None, step) for step in self.stuffing])
+            stuffed[places] = x
             x = stuffed
         spans = [d * (k - 1) + 1 for k, d in zip(self.kernel, self.dilation, strict=True)]
         pads = list(self.padding)
@@ -185,8 +186,7 @@ class Patches(Samples):
             start_P = start_P + rest_P % extent[axis] * stride[axis] * steps[axis]
             rest_P = rest_P // extent[axis]
         kernel = [
-            torch.arange(0, span, d) * step
-            for span, d, step in zip(spans, dilation, steps, strict=True)
+            torch.arange(0, span, d) * step for span, d, step in zip(spans, dilation, steps, strict=True)
         ]
         offset_k = torch.cartesian_prod(*kernel).reshape(-1, len(kernel)).sum(1)
         self._site_Pk = (start_P[:, None] + offset_k).to(x.device)

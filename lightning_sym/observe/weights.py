@@ -18,7 +18,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-
 #: Most outputs of which W W^T is formed.
 LARGEST_GRAM = 1024
 #: Widest matrix of a weight that is decomposed.
@@ -64,7 +63,7 @@ def next_weight(module: nn.Module, name: str) -> Tensor:
     cpu_only: list[int] = []
     with torch.no_grad(), torch.random.fork_rng(devices=cpu_only):
         if is_parametrized(module, name):
-            return _without_hooks(module.parametrizations[name])().detach()  # type: ignore[index, union-attr]
+            return _without_hooks(module.parametrizations[name])().detach()  # type: ignore[index, union-attr, arg-type]
         for hook in module._forward_pre_hooks.values():
             hook_of: Any = getattr(hook, "_tensor_name", None) or getattr(hook, "name", None)
             if hook_of != name:
@@ -76,7 +75,7 @@ def next_weight(module: nn.Module, name: str) -> Tensor:
             if hasattr(hook, "n_power_iterations"):
                 return hook.compute_weight(twin, do_power_iteration=module.training).detach()
             if hasattr(hook, "compute_weight"):
-                return hook.compute_weight(twin).detach()
+                return hook.compute_weight(twin).detach()  # type: ignore[attr-defined]
     return local(getattr(module, name))
 
 

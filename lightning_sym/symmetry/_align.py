@@ -191,7 +191,8 @@ class Alignment:
     def turn(self, flips: Sequence[SignFlip], *, sweeps: int) -> None:
         """Improve signs alone until none gains."""
         for _ in range(sweeps):
-            if not any([self._turn(flip) for flip in flips]):
+            turned = [self._turn(flip) for flip in flips]  # all of them, not only up to the first
+            if not any(turned):
                 return
 
     def _improve(self, group: Group) -> bool:

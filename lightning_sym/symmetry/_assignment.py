@@ -9,7 +9,8 @@ from torch import Tensor
 def assign(gain_NN: Tensor) -> Tensor:
     r"""Return the permutation that maximises :math:`\sum_i G_{i, \pi(i)}`, ``[N]``.
 
-    Shortest augmenting paths with potentials (the Hungarian method in :math:`O(N^3)`; Jonker and Volgenant,
+    By SciPy where it is installed, which is faster by two orders of magnitude at hundreds of units; else by
+    shortest augmenting paths with potentials (the Hungarian method in :math:`O(N^3)`; Jonker and Volgenant,
     1987), row by row, the search along a row in one tensor operation.
 
     Args:
@@ -27,7 +28,17 @@ def assign(gain_NN: Tensor) -> Tensor:
     """
     if gain_NN.ndim != 2 or gain_NN.shape[0] != gain_NN.shape[1] or not bool(gain_NN.isfinite().all()):
         raise ValueError(f"gain_NN must be a square matrix of finite numbers, got {tuple(gain_NN.shape)}")
-    cost_NN = -gain_NN.detach().double().cpu()
+    gain_NN = gain_NN.detach().double().cpu()
+    try:
+        from scipy.optimize import linear_sum_assignment
+    except ImportError:
+        return augmented(gain_NN)
+    return torch.as_tensor(linear_sum_assignment(gain_NN.numpy(), maximize=True)[1])
+
+
+def augmented(gain_NN: Tensor) -> Tensor:
+    """Return what :func:`assign` does, by torch alone."""
+    cost_NN = -gain_NN
     size = len(cost_NN)
     row_price, price = torch.zeros(size).double(), torch.zeros(size + 1).double()
     owner = torch.full((size + 1,), -1)  # the row that has each column, and last the one looked from

@@ -20,7 +20,7 @@ from lightning_sym import watch
 from lightning_sym.callbacks import AlignmentMonitor, CollapseMonitor, Monitor, PlasticityMonitor, monitors
 from lightning_sym.engine.schedule import LogSpaced
 from lightning_sym.observe import Observation, Reading, SecondMoments
-from tests.models import Classifier, SelfAttention, Witness, convnet, data, images, mlp, trainer
+from tests.models import Classifier, SelfAttention, Witness, convnet, data, fit, images, mlp, trainer
 
 
 def hooks(module: nn.Module) -> int:
@@ -334,7 +334,7 @@ def test_a_frozen_layer_and_one_without_gradient():
             self.detached(x).detach()
             return self.live(x)
 
-    watch = monitors("standard", every_n_steps=1)
+    watch = monitors("standard", every_n_steps=1, layers="*")  # frozen ones on request
     data = TensorDataset(torch.randn(8, 4), torch.randint(0, 4, (8,)))
     with pytest.warns(UserWarning, match=r"never ran have no readings.*net\.unused.*step 1"):
         trainer(max_steps=1, callbacks=watch).fit(Classifier(Branches()), DataLoader(data, batch_size=8))
@@ -437,14 +437,16 @@ def test_unknown_layers_are_refused_before_the_first_batch():
     assert not model.losses
 
 
-def test_a_module_with_nothing_to_watch_is_refused():
+def test_a_module_with_nothing_to_watch_is_told():
     class Bare(Classifier):
         def __init__(self) -> None:
-            super().__init__(nn.Identity())
-            self.scale = nn.Parameter(torch.ones(4))
+            super().__init__(nn.Sequential(nn.Flatten(), nn.LayerNorm(64)))
 
-    with pytest.raises(ValueError, match="Bare has no layer to watch"):
-        trainer(callbacks=[CollapseMonitor()]).fit(Bare(), images())
+    with pytest.warns(UserWarning, match=r"Bare has no layer to watch: LayerNorm \(128 in net\.1\.weight"):
+        done = fit(Bare(), CollapseMonitor(), loader=images(), max_epochs=1)
+    assert done.global_step == 4
+    with pytest.raises(ValueError, match=r"layers='net\.1' matches no layer"):
+        trainer(callbacks=[CollapseMonitor(layers="net.1")]).fit(Bare(), images())
 
 
 class Write(Callback):

@@ -1,4 +1,4 @@
-"""Every kind of layer against a twin in plain loops: single samples, float64, autograd on each map's output."""
+"""Every kind of layer against a twin in plain loops: single samples, float64, autograd on each output."""
 
 import itertools
 import warnings
@@ -21,7 +21,7 @@ from lightning_sym.observe import (
     ZeroGradients,
     register_layer,
 )
-from tests.models import Classifier, Flatten, mlp, trainer
+from tests.models import Classifier, Flatten, trainer
 
 N, CLASSES, LR = 6, 3, 0.1
 SIDES = ("inputs", "outputs", "input_gradients", "output_gradients")
@@ -30,7 +30,9 @@ SIDES = ("inputs", "outputs", "input_gradients", "output_gradients")
 class Keep(Monitor):
     """Keeps what was observed of all layers."""
 
-    sides = tuple(SecondMoments(side, max_positions=None, max_width=None, max_patch_width=None) for side in SIDES)
+    sides = tuple(
+        SecondMoments(side, max_positions=None, max_width=None, max_patch_width=None) for side in SIDES
+    )
     needs = (*sides, Activity(), Weight(), WeightUpdate(), ZeroGradients(), GradientNoise())
 
     def __init__(self, **options):
@@ -110,9 +112,7 @@ def cell(maps, name, suffix, m, x, h, c):
     w = {k: getattr(m, f"weight_{k}{suffix}") for k in ("ih", "hh")}
     b = {k: getattr(m, f"bias_{k}{suffix}", None) for k in ("ih", "hh")}
     b = {k: v if isinstance(v, torch.Tensor) else None for k, v in b.items()}
-    i, r = (
-        maps(f"{name}.{k}{suffix}", w[k], v[None], b[k])[0] for k, v in (("ih", x), ("hh", h))
-    )
+    i, r = (maps(f"{name}.{k}{suffix}", w[k], v[None], b[k])[0] for k, v in (("ih", x), ("hh", h)))
     if mode == "LSTM":
         gate, forget, new, out = (i + r).chunk(4)
         c = torch.sigmoid(forget) * c + torch.sigmoid(gate) * torch.tanh(new)
@@ -190,9 +190,13 @@ def transposed(maps, net, x, n):
         row = torch.zeros(inputs, len(kernel)).double()
         for j, k in enumerate(kernel):
             from_ = [
-                site[i] + conv.padding[i] - (conv.kernel_size[i] - 1 - k[i]) * conv.dilation[i] for i in range(size)
+                site[i] + conv.padding[i] - (conv.kernel_size[i] - 1 - k[i]) * conv.dilation[i]
+                for i in range(size)
             ]
-            if all(f % conv.stride[i] == 0 and 0 <= f // conv.stride[i] < x.shape[1 + i] for i, f in enumerate(from_)):
+            if all(
+                f % conv.stride[i] == 0 and 0 <= f // conv.stride[i] < x.shape[1 + i]
+                for i, f in enumerate(from_)
+            ):
                 row[:, j] = x[(slice(None), *[f // conv.stride[i] for i, f in enumerate(from_)])]
         rows.append(row.flatten())
     y = maps("0", dense.flatten(1), torch.stack(rows), conv.bias)
@@ -210,7 +214,10 @@ class Conv1D(nn.Module):
     def __init__(self, outputs, inputs):
         super().__init__()
         self.nf = outputs
-        self.weight, self.bias = nn.Parameter(torch.randn(inputs, outputs)), nn.Parameter(torch.randn(outputs))
+        self.weight, self.bias = (
+            nn.Parameter(torch.randn(inputs, outputs)),
+            nn.Parameter(torch.randn(outputs)),
+        )
 
     def forward(self, x):
         return torch.addmm(self.bias, x.view(-1, x.shape[-1]), self.weight).view(*x.shape[:-1], self.nf)
@@ -348,7 +355,9 @@ class LoRA(nn.Module):
 
     def forward(self, x):
         x_d = self.lora_dropout["default"](x)
-        return self.base_layer(x) + self.lora_B["default"](self.lora_A["default"](x_d)) * self.scaling["default"]
+        return (
+            self.base_layer(x) + self.lora_B["default"](self.lora_A["default"](x_d)) * self.scaling["default"]
+        )
 
 
 def lora(maps, net, x, n):
@@ -388,21 +397,28 @@ def registered(maps, net, x, n):
     return maps("head", net.head.weight, y, net.head.bias)[0]
 
 
+FIRST = {"batch_first": True}
 LENGTHS = [3, 5, 1, 4, 5, 2]
 CASES = {
-    "transposed 1d": (transposing(nn.ConvTranspose1d, 2, 4, 3, stride=2, padding=1, output_padding=1, out=32), (2, 4), transposed),
+    "transposed 1d": (
+        transposing(nn.ConvTranspose1d, 2, 4, 3, stride=2, padding=1, output_padding=1, out=32), (2, 4),
+        transposed,
+    ),
     "transposed 2d": (
         transposing(
             nn.ConvTranspose2d, 4, 6, (3, 2), stride=(2, 3), padding=(1, 0), output_padding=(1, 2), groups=2,
             dilation=(1, 2), out=6 * 4 * 8,
         ), (4, 2, 2), transposed,
     ),
-    "transposed 3d": (transposing(nn.ConvTranspose3d, 2, 2, 2, stride=1, padding=1, bias=False, out=16), (2, 3, 3, 3), transposed),
+    "transposed 3d": (
+        transposing(nn.ConvTranspose3d, 2, 2, 2, stride=1, padding=1, bias=False, out=16), (2, 3, 3, 3),
+        transposed,
+    ),
     "cropped": (transposing(nn.ConvTranspose1d, 2, 3, 2, stride=2, padding=2, out=6), (2, 3), transposed),
     "lstm": (lambda: Recurrent(nn.LSTM, batch_first=True), (5, 3), recurrent),
-    "lstm, deep, both ways": (lambda: Recurrent(nn.LSTM, num_layers=2, bidirectional=True), (5, 3), recurrent),
-    "lstm, projected": (lambda: Recurrent(nn.LSTM, batch_first=True, proj_size=2, num_layers=2), (4, 3), recurrent),
-    "lstm, packed": (lambda: Recurrent(nn.LSTM, LENGTHS, batch_first=True, bidirectional=True), (5, 3), recurrent),
+    "lstm, both ways": (lambda: Recurrent(nn.LSTM, num_layers=2, bidirectional=True), (5, 3), recurrent),
+    "lstm, projected": (lambda: Recurrent(nn.LSTM, **FIRST, proj_size=2, num_layers=2), (4, 3), recurrent),
+    "lstm, packed": (lambda: Recurrent(nn.LSTM, LENGTHS, **FIRST, bidirectional=True), (5, 3), recurrent),
     "gru": (lambda: Recurrent(nn.GRU, batch_first=True, num_layers=2), (5, 3), recurrent),
     "gru, packed": (lambda: Recurrent(nn.GRU, LENGTHS, bias=False), (5, 3), recurrent),
     "rnn": (lambda: Recurrent(nn.RNN, batch_first=True, nonlinearity="relu"), (5, 3), recurrent),
@@ -423,10 +439,8 @@ CASES = {
 
 @pytest.fixture(autouse=True)
 def _registered():
-    register_layer(
-        Projector,
-        Adapter("matrix", transposed=True, bias="offset", input=lambda args, kwargs: kwargs["signal"], output=lambda out: out["features"]),
-    )  # fmt: skip
+    given, made = (lambda args, kwargs: kwargs["signal"]), (lambda returned: returned["features"])
+    register_layer(Projector, Adapter("matrix", transposed=True, bias="offset", input=given, output=made))
     yield
     register_layer(Projector, None)
 
@@ -462,9 +476,13 @@ def test_a_layer_is_read_as_in_loops_over_single_samples(name):
         for side, stream in zip(Keep.sides, streams, strict=True):
             for number in (0, 1):
                 mine = half(stream, number, by_row=type(layer).__name__ == "Expert")
-                expected = moments([v for _, v in stream][:1]) * torch.nan if not mine else moments(mine) / len(mine)
+                expected = (
+                    moments([v for _, v in stream][:1]) * torch.nan if not mine else moments(mine) / len(mine)
+                )
                 got = found[side].second_halves[number]
-                torch.testing.assert_close(got, expected, rtol=1e-8, atol=1e-12, equal_nan=True, msg=f"{layer_name} {side.side}")
+                torch.testing.assert_close(
+                    got, expected, rtol=1e-8, atol=1e-12, equal_nan=True, msg=f"{layer_name} {side.side}"
+                )
             assert found[side].n == len(stream)
             assert found[side].nonfinite == 0
         dense = torch.block_diag(*found[Keep.needs[5]].blocks)
@@ -516,6 +534,9 @@ def test_a_replayed_layer_leaves_the_run_as_it_was(packed):
         torch.manual_seed(0)
         net = Recurrent(nn.GRU, LENGTHS if packed else None, num_layers=2, dropout=0.3, batch_first=True)
         run = trainer(max_epochs=3, callbacks=[Keep()] if watched else [])
-        run.fit(Classifier(net), DataLoader(TensorDataset(torch.randn(N, 5, 3), torch.arange(N) % 3), batch_size=N))
+        run.fit(
+            Classifier(net),
+            DataLoader(TensorDataset(torch.randn(N, 5, 3), torch.arange(N) % 3), batch_size=N),
+        )
         ends.append([*net.state_dict().values(), torch.get_rng_state()])
     assert all(torch.equal(a, b) for a, b in zip(*ends, strict=True))

@@ -1,4 +1,4 @@
-"""Layers whose forward does not use the parameter as it stands: the weight that was used is read, or nothing is."""
+"""Layers whose forward does not use the parameter as it stands: what was used is read, or nothing is."""
 
 import copy
 import warnings
@@ -145,15 +145,19 @@ def test_the_weight_that_was_used_is_read(name):
     else:
         assert got[Keep.needs[5]] is None
         assert said == [
-            "layer net.0 has no readings of WeightUpdate (Keep): its forward makes the weight, so that the next "
-            "one is not known yet."
+            "layer net.0 has no readings of WeightUpdate (Keep): its forward makes the weight, so that the "
+            "next one is not known yet."
         ]
 
 
-@pytest.mark.parametrize("make", [Gated, lambda i, o: LoRA(i, o, dropout=0.5)], ids=["gated", "lora with dropout"])
+@pytest.mark.parametrize(
+    "make", [Gated, lambda i, o: LoRA(i, o, dropout=0.5)], ids=["gated", "lora with dropout"]
+)
 def test_what_needs_a_weight_that_is_not_known_is_left_out_in_one_sentence_each(make):
     torch.manual_seed(0)
-    got, said = fit(nn.Sequential(make(6, 5), nn.Tanh(), nn.Linear(5, 3)).double(), torch.randn(7, 6).double())
+    got, said = fit(
+        nn.Sequential(make(6, 5), nn.Tanh(), nn.Linear(5, 3)).double(), torch.randn(7, 6).double()
+    )
     missing = {need for need, value in got.items() if value is None}
     assert missing == {Keep.sides[2], Keep.needs[4], Keep.needs[5]}
     assert len(said) == 3

@@ -72,10 +72,11 @@ class Circuit(LearningCircuit):
         super().__init__(SHAPES[kind], layers=[7, CLASSES], rule="feedback_alignment", momentum=0.5)
 
 
-def dataset(kind: str, n: int = SAMPLES) -> TensorDataset:
+def dataset(kind: str, n: int = SAMPLES, *, double: bool = False) -> TensorDataset:
     """Return samples, labels and other labels."""
     generator = torch.Generator().manual_seed(5)
     x = torch.randn(n, *SHAPES[kind], generator=generator)
+    x = x.double() if double else x
     return TensorDataset(x, torch.arange(n) % CLASSES, torch.arange(n) // 2 % 2)
 
 
@@ -89,12 +90,12 @@ def cross_entropy(module: Any, batch: Any) -> Tensor:
     return nn.functional.cross_entropy(module(batch[0]), batch[1])
 
 
-def every_monitor(kind: str, **shared: Any) -> list[Monitor]:
+def every_monitor(kind: str, *, samples: int = 6, double: bool = False, **shared: Any) -> list[Monitor]:
     """Return all monitors, with caps, schedules and labels that differ."""
-    data = dataset(kind)
+    data = dataset(kind, double=double)
     loader = DataLoader(data, BATCH)
     probe: dict[str, Any] = {"train": loader, "val": loader, **shared}
-    loss = {"loss": cross_entropy, "samples": 6, **shared}
+    loss = {"loss": cross_entropy, "samples": samples, **shared}
     last = "net.7" if kind == "conv" else "net.5"
     return [
         callbacks.CollapseMonitor(every_n_steps=1, targets=1, causes=True, histograms=True, **shared),
@@ -106,10 +107,10 @@ def every_monitor(kind: str, **shared: Any) -> list[Monitor]:
         callbacks.HierarchyMonitor(every_n_steps=LogSpaced(4), max_units=6, picture=False, **shared),
         callbacks.SharpnessMonitor(every_n_steps=2, vectors=1, lanczos_steps=2, **loss),
         callbacks.SharpnessMonitor(every_n_steps=3, vectors=1, lanczos_steps=0, name="step", **shared),
-        callbacks.FeatureLearningMonitor(every_n_steps=1, samples=4, by_rate=True, **shared),
+        callbacks.FeatureLearningMonitor(every_n_steps=1, samples=samples, by_rate=True, **shared),
         callbacks.CircuitMonitor(every_n_steps=1, pictures=False, **shared),
         callbacks.CircuitMonitor(every_n_steps=2, loss=cross_entropy, pictures=False, name="named", **shared),
-        callbacks.EigenmodeMonitor(every_n_steps=2, inputs=views, samples=6, picture=False, **shared),
+        callbacks.EigenmodeMonitor(every_n_steps=2, inputs=views, samples=samples, picture=False, **shared),
         callbacks.KNNProbe(k=2, **probe),
         callbacks.LinearProbe(solver_steps=3, every_n_epochs=2, **probe),
         Norms(every_n_steps=EpochEnds(2, at_start=True), **shared),

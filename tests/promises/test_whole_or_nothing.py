@@ -480,6 +480,8 @@ def test_overriding_lightnings_hooks_silences_nobody(calls_super, first):
         {key.replace("hooked", "collapse"): value for key, value in row.items()} for row in own.history
     ]
     assert not apart(renamed, alone.history)
+    fit(make_seeded(), by_itself := kind(every_n_steps=1, strict=True))
+    assert not apart(by_itself.history, own.history)
 
 
 def make_seeded() -> Module:

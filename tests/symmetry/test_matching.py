@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import sys
 
 import pytest
 import torch
@@ -11,7 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lightning_sym.symmetry import find_symmetries, loss_barrier, match
-from lightning_sym.symmetry._assignment import assign
+from lightning_sym.symmetry._assignment import assign, augmented
+from lightning_sym.symmetry._features import _features
 from lightning_sym.symmetry._gauge import balance
 from tests.symmetry.test_architectures import IDS, GPTBlock, Last, SwiGLU, draw
 
@@ -147,6 +149,33 @@ def test_networks_drawn_apart_come_nearer_and_keep_their_function(name, by):
     assert all(tensor.dtype == b.state_dict()[n].dtype for n, tensor in found.tensors.items())
 
 
+def test_an_alignment_needs_no_scipy(monkeypatch):
+    monkeypatch.setitem(sys.modules, "scipy.optimize", None)
+    make, x = CASES["tanh"]
+    a = seeded(make).double()
+    b, _ = scrambled(a, x, seed=1)
+    assert match(a, b, x).after < 1e-9
+
+
+def test_activations_do_not_turn_the_sign_of_a_normalisations_gain():
+    """The gain makes up for what goes in: outputs do not tell of that sign, and weights do."""
+    make, x = CASES["residual with batch norm"]
+    for seed in (1, 2, 3):
+        found = match(seeded(make, 0), seeded(make, seed), x, by="activations")
+        for name in ("stem.1", "blocks.0.1", "blocks.0.4", "blocks.1.1", "blocks.1.4"):
+            assert bool((found.tensors[f"{name}.weight"] > 0).all())
+
+
+def test_features_are_those_of_deviations():
+    rows = draw(20, 6).double()
+    for width in (1, 2):
+        index = torch.arange(6).reshape(1, 6 // width, width)
+        shifted = _features(3 * rows + 100, index)
+        torch.testing.assert_close(shifted, _features(rows, index))
+        torch.testing.assert_close(shifted.norm(dim=2), torch.ones(1, 6 // width).double())
+
+
+@torch.no_grad()
 def test_it_is_the_best_of_all_orders_and_signs():
     """Every order and sign of three hidden units, tried one by one."""
     a, b = (seeded(lambda: mlp(4, 3, 2, act=nn.Tanh), seed).double() for seed in (3, 4))
@@ -165,6 +194,7 @@ def test_it_is_the_best_of_all_orders_and_signs():
     assert match(a, b, draw(5, 4)).after == pytest.approx(least**0.5, rel=1e-9)
 
 
+@torch.no_grad()
 def test_factors_come_as_near_as_they_can():
     """One hidden layer: after the match no factor of any unit brings it nearer."""
     a, b = (seeded(lambda: mlp(4, 5, 2, act=nn.ReLU), seed).double() for seed in (3, 4))
@@ -279,10 +309,10 @@ def test_assignments_are_scipys(size, ties):
         )
         gain = (2 * gain).round().double() if ties else gain.double()
         rows, columns = linear_sum_assignment(gain.numpy(), maximize=True)
-        found = assign(gain)
-        assert sorted(found.tolist()) == list(range(size))
         best = float(gain[rows, columns].sum())
-        assert float(gain[torch.arange(size), found].sum()) == pytest.approx(best, abs=1e-9)
+        for found in (assign(gain), augmented(gain)):
+            assert sorted(found.tolist()) == list(range(size))
+            assert float(gain[torch.arange(size), found].sum()) == pytest.approx(best, abs=1e-9)
 
 
 @pytest.mark.parametrize("gain", [torch.zeros(2, 3), torch.zeros(2), torch.full((2, 2), torch.nan)])

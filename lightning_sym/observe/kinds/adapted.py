@@ -31,6 +31,8 @@ class Adapter:
             by default that itself. It must be a tensor that goes on, since its gradient is read.
 
     Example:
+        >>> import torch
+        >>> from lightning_sym.observe import Adapter, register_layer, watchable_layers
         >>> class Projector(nn.Module):
         ...     def __init__(self):
         ...         super().__init__()
@@ -114,8 +116,8 @@ def adapted(name: str, module: nn.Module) -> Layer | None:
     shape = own.shape if own is not None else made_from[-1].shape
     if len(shape) < 2:
         raise ValueError(
-            f"the weight of layer {name!r}, {adapter.weight!r} of {type(module).__name__} as its adapter says, "
-            f"must have two dimensions, got shape {tuple(shape)}"
+            f"the weight of layer {name!r}, {adapter.weight!r} of {type(module).__name__} as its adapter "
+            f"says, must have two dimensions, got shape {tuple(shape)}"
         )
     outputs, inputs = (shape[1], shape[0]) if adapter.transposed else (shape[0], shape[1:].numel())
     return AdaptedLayer(

@@ -25,6 +25,8 @@ FUSED = ("qkv", "to_qkv", "qkv_proj", "in_proj_qkv", "c_attn", "Wqkv")
 class Projection(Layer):
     """One of the four projections of an ``nn.MultiheadAttention``."""
 
+    by_call = False
+
     @property
     def holder(self) -> tuple[nn.Module, str]:
         """The module and the attribute that hold the weight (mostly all projections' together)."""
@@ -48,7 +50,7 @@ class Projection(Layer):
         return bias if isinstance(bias, Tensor) else None  # type: ignore[return-value]
 
     def batch_first(self, x: Tensor, batch: int | None) -> Tensor:
-        """Return a tensor with samples first: attention works on ``[P, B, width]``, and flat on its output."""
+        """Return a tensor with samples first: attention works on ``[P, B, width]``, flat on its output."""
         return x.reshape(-1, batch or 1, x.shape[-1]).transpose(0, 1)
 
     def few(self, x: Tensor, most: int) -> Tensor:
@@ -104,7 +106,7 @@ class _Shown:
         offset = (weight.storage_offset() - parameter.storage_offset()) // weight.shape[1]
         packed = parameter.shape[0] > layer.out_features
         first = ATTENTION_PARTS.index(layer.part) * layer.out_features if packed else 0  # type: ignore[arg-type]
-        start = first - offset
+        start = int(first - offset)
         if 0 <= start < weight.shape[0]:
             self.watch.see(x, result, part=partial(_columns, start, start + layer.out_features))
 
@@ -127,9 +129,12 @@ def split(layer: Layer, parent: nn.Module | None) -> Iterator[Layer]:
     A layer is split if it is called as such layers are (``qkv``, ``c_attn``, ...) and puts out three times
     what it takes in. Where heads come first (``head_first``), or queries are more than keys, it is one map.
     """
-    name = layer.name.rpartition(".")[2]
     width = layer.in_features
-    if name not in FUSED or layer.out_features != 3 * width or getattr(parent, "head_first", False):
+    if layer.name.rpartition(".")[2] not in FUSED:
+        yield layer
+        return
+    layer = replace(layer, parent=parent)  # some call F.linear with its weight and biases of their own
+    if layer.out_features != 3 * width or getattr(parent, "head_first", False):
         yield layer
         return
     for i, part in enumerate(ATTENTION_PARTS[:3]):

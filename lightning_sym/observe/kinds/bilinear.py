@@ -23,6 +23,8 @@ class BilinearLayer(Layer):
     The units that feed it are those of the first input, then those of the second.
     """
 
+    by_call = False
+
     @property
     def no_noise(self) -> str:
         """Why gradient noise is not read."""

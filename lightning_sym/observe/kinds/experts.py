@@ -30,7 +30,7 @@ Take = Callable[[Tensor], Tensor]
 class Expert(Layer):
     """One expert of a stack; its part is its number."""
 
-    in_order = False
+    in_order = by_call = False
 
     @property
     def no_noise(self) -> str:
@@ -67,10 +67,10 @@ class Expert(Layer):
         if transposed != layer.transposed:
             if layer.in_features != layer.out_features and watch.step.ranks > 1:
                 order = "[experts, inputs, outputs]" if transposed else "[experts, outputs, inputs]"
-                watch.unreadable(f"its weight is used as {order}; set is_transposed on its module to tell so")
+                watch.unreadable(f"its weight is used as {order}; is_transposed of its module tells so")
                 return
-            turned = {"in_features": layer.out_features, "out_features": layer.in_features}
-            watch.turn(replace(layer, transposed=transposed, **turned))
+            inputs, outputs = layer.out_features, layer.in_features
+            watch.turn(replace(layer, transposed=transposed, in_features=inputs, out_features=outputs))
         watch.see(x, result, part=take)
 
 
@@ -78,8 +78,8 @@ def experts(name: str, module: nn.Module) -> Iterator[Layer]:
     """Yield the experts of a module's own parameters of three dimensions.
 
     Whether inputs or outputs come first in an expert's weight is told by a bias ``[E, O]`` of the same name
-    with ``_bias`` behind it, else by ``is_transposed`` of the module, else outputs do; a first call that shows
-    another order is believed (on several ranks only if the weight is square).
+    with ``_bias`` behind it, else by ``is_transposed`` of the module, else outputs do; a first call that
+    shows another order is believed (on several ranks only if the weight is square).
     """
     for key, weight in module._parameters.items():
         if weight is None or isinstance(weight, nn.UninitializedParameter) or weight.ndim != 3:
@@ -122,7 +122,9 @@ def _routed(expert: Expert, name: str, args: Any, kwargs: Any) -> tuple[Tensor, 
         _, x, weight = args[:3]
         return _one(x, weight, parameter, number) if weight.ndim == 2 else _stacked(x, weight, number)
     if name == "einsum" and len(args) >= 2:
-        return _summed(args[0], list(args[1] if isinstance(args[1], list | tuple) else args[1:]), parameter, number)
+        return _summed(
+            args[0], list(args[1] if isinstance(args[1], list | tuple) else args[1:]), parameter, number
+        )
     if name in ("_grouped_mm", "grouped_mm") and len(args) > 1 and _is_of(args[1], parameter):
         ends = kwargs.get("offs", args[2] if len(args) > 2 else None)
         if args[1].ndim == 3 and isinstance(ends, Tensor):
@@ -165,7 +167,9 @@ def _between(before: int, end: int, y: Tensor) -> Tensor:
     return y[before:end]
 
 
-def _summed(equation: str, operands: list[Any], parameter: Tensor, number: int) -> tuple[Tensor, Take, bool] | None:
+def _summed(
+    equation: str, operands: list[Any], parameter: Tensor, number: int
+) -> tuple[Tensor, Take, bool] | None:
     """Return what is needed of ``einsum`` over one input and all experts' weights."""
     if len(operands) != 2 or not isinstance(equation, str) or "->" not in equation or "..." in equation:
         return None
@@ -179,7 +183,12 @@ def _summed(equation: str, operands: list[Any], parameter: Tensor, number: int) 
     inner = [c for c in rest if c in given and c not in out]
     outer = [c for c in rest if c in out and c not in given]
     kept = given.replace(expert, "")
-    if expert not in out or len(inner) != 1 or len(outer) != 1 or set(out) != {*kept, expert, *outer} - set(inner):
+    if (
+        expert not in out
+        or len(inner) != 1
+        or len(outer) != 1
+        or set(out) != {*kept, expert, *outer} - set(inner)
+    ):
         return None
     order = kept.replace(inner[0], "")
     x = operands[1 - place]

@@ -27,6 +27,8 @@ class LowRankPair(Layer):
     ``h_a`` is what A takes in and ``h_b`` what B puts out, before the adapter's scale.
     """
 
+    by_call = False
+
     first: nn.Module = field(default_factory=nn.Identity, repr=False)
     second: nn.Module = field(default_factory=nn.Identity, repr=False)
 
@@ -80,7 +82,9 @@ class LowRankPair(Layer):
             self.second.register_forward_hook(partial(self._leave, watch, entered)),
         ]
 
-    def _leave(self, watch: LayerWatch, entered: list[Any], module: nn.Module, args: Any, output: Any) -> None:
+    def _leave(
+        self, watch: LayerWatch, entered: list[Any], module: nn.Module, args: Any, output: Any
+    ) -> None:
         x = entered.pop() if entered else None
         if isinstance(x, Tensor) and isinstance(output, Tensor):
             watch.see(x, output)
@@ -90,7 +94,7 @@ def pairs(name: str, module: nn.Module) -> Iterator[Layer]:
     """Yield the pairs of a module with ``lora_A`` and ``lora_B``: linear layers, or mappings of such."""
     firsts, seconds = getattr(module, "lora_A", None), getattr(module, "lora_B", None)
     if isinstance(firsts, nn.Linear) and isinstance(seconds, nn.Linear):
-        found = {"": (firsts, seconds)}
+        found: dict[str, tuple[nn.Module, nn.Module]] = {"": (firsts, seconds)}
     elif isinstance(firsts, nn.ModuleDict) and isinstance(seconds, nn.ModuleDict):
         found = {f".{key}": (firsts[key], seconds[key]) for key in firsts if key in seconds}
     else:
@@ -99,11 +103,12 @@ def pairs(name: str, module: nn.Module) -> Iterator[Layer]:
         widths = [getattr(first, "in_features", None), getattr(second, "out_features", None)]
         if isinstance(first, nn.Linear) and isinstance(second, nn.Linear) and first.bias is None:
             label = f"{name}.lora{key}" if name else f"lora{key}"
-            yield LowRankPair(label, module, f"lora{key}", *widths, first=first, second=second)  # type: ignore[arg-type]
+            part = f"lora{key}"
+            yield LowRankPair(label, module, part, *widths, first=first, second=second)  # type: ignore[arg-type]
 
 
 def added(module: nn.Module) -> Tensor | None:
-    """Return what a linear layer adds to its weight itself, scale times B A of its own parameters, or None."""
+    """Return what a layer adds to its weight by itself, scale times B A of its own parameters, or None."""
     a, b = module._parameters.get("lora_A"), module._parameters.get("lora_B")
     scale = getattr(module, "scaling", 1.0)
     if a is None or b is None or a.ndim != 2 or b.ndim != 2 or not isinstance(scale, int | float):

@@ -1,4 +1,4 @@
-"""The input and recurrent maps of LSTM, GRU and RNN layers and cells, all gates of one stacked in torch's order.
+"""The input and recurrent maps of LSTM, GRU and RNN layers and cells, the gates of one stacked as in torch.
 
 Fused kernels call no sub-module, and keep what happens inside to themselves: the states are computed
 once more in torch's elementary functions, and compared with what the layer put out. Gradients with
@@ -40,6 +40,8 @@ class RecurrentMap(Layer):
     that of the step's pre-activations, which of a GRU's new gate differ between both maps.
     """
 
+    by_call = False
+
     @property
     def no_noise(self) -> str:
         """Why gradient noise is not read of an LSTM's projection, which has no pre-activation."""
@@ -66,9 +68,9 @@ def maps(name: str, module: nn.RNNBase | nn.RNNCellBase) -> Iterator[Layer]:
 class _Made:
     """What a map did in one call: its inputs and outputs, and a leaf whose gradient is the outputs'."""
 
-    x_TBA: Tensor
-    y_TBZ: Tensor
-    zero_TBZ: Tensor
+    x: Tensor  # [T, B, A]
+    y: Tensor  # [T, B, Z]
+    zero: Tensor  # [T, B, Z]
 
 
 @dataclass
@@ -101,7 +103,7 @@ class _Replay:
         waiting, self.waiting = self.waiting, []
         if not pairs or not waiting:
             return
-        leaves = [self.maps[key].zero_TBZ for _, key, _ in waiting]
+        leaves = [self.maps[key].zero for _, key, _ in waiting]
         outputs, given = zip(*pairs, strict=True)
         with torch.autocast(leaves[0].device.type, enabled=False):
             try:
@@ -146,7 +148,9 @@ class Replays:
 
     def _enter(self, *_: Any) -> None:
         module = self.module
-        drops = getattr(module, "dropout", 0.0) > 0 and module.training and getattr(module, "num_layers", 1) > 1
+        drops = (
+            getattr(module, "dropout", 0.0) > 0 and module.training and getattr(module, "num_layers", 1) > 1
+        )
         on_cpu = next(module.parameters()).device.type == "cpu"
         # The masks between layers are the only numbers that are drawn inside: the same can be drawn again.
         self._random = torch.get_rng_state() if drops and on_cpu else None
@@ -182,8 +186,8 @@ class Replays:
             found = made.maps[key]
             fed = key in ("ih", "ih_l0", "ih_l0_reverse") and not data.requires_grad
             call = watch.see(
-                made.rows(found.x_TBA),
-                made.rows(found.y_TBZ),
+                made.rows(found.x),
+                made.rows(found.y),
                 lengths=made.lengths,
                 from_data=fed,
                 graph=wants,
@@ -242,8 +246,14 @@ def _differs(mine: list[Tensor], theirs: list[Tensor]) -> str:
         tolerance = _ROUNDING.get(y.dtype, 0.03)
         off, size = (x.detach() - y.detach().to(x.dtype)).abs(), y.detach().abs()
         fine = off.isfinite()
-        if y.numel() and fine.any() and float(off[fine].max()) > tolerance * max(1.0, float(size[fine].max())):
-            return "its states can't be computed once more (a dropout between layers that can't be drawn again?)"
+        if (
+            y.numel()
+            and fine.any()
+            and float(off[fine].max()) > tolerance * max(1.0, float(size[fine].max()))
+        ):
+            return (
+                "its states can't be computed once more (a dropout between layers that can't be drawn again?)"
+            )
     return ""
 
 
@@ -335,7 +345,9 @@ class _Dropped:
         if self.random is None:
             raise _UnreadableError("the dropout between its layers can't be drawn again on this device")
         uneven = any(n < alive[0] for n in alive)
-        ones = torch.cat([step[:n] for step, n in zip(steps_TBA, alive, strict=True)]) if uneven else steps_TBA
+        ones = (
+            torch.cat([step[:n] for step, n in zip(steps_TBA, alive, strict=True)]) if uneven else steps_TBA
+        )
         before = torch.get_rng_state()
         try:
             torch.set_rng_state(self.random)

@@ -24,9 +24,9 @@ class TransposedConvolution(Layer):
     """A transposed convolution, read as the convolution of its input with zeros stuffed between the entries.
 
     ``h_b`` is the output at one position (its channels, as of any convolution), ``h_a`` the patch of the
-    stuffed and padded input under the kernel, ``W`` the flipped kernel ``[O, C * k]``, so that ``h_b = W h_a``
-    and ``g_a = W^T g_b``. Of a stride of two or more, which entries of a patch are zeros depends on
-    the position.
+    stuffed and padded input under the kernel, ``W`` the flipped kernel ``[O, C * k]``, so
+    that ``h_b = W h_a`` and ``g_a = W^T g_b``. Of a stride of two or more, which entries of a patch are zeros
+    depends on the position.
     """
 
     @property
@@ -57,7 +57,7 @@ class TransposedConvolution(Layer):
 
 
 def _geometry(module: Any, shape: tuple[int, ...] | None = None) -> Geometry:
-    """Return how the kernel is placed on the stuffed input; the padding behind it is what the output needs."""
+    """Return how the kernel is placed on the stuffed input; the padding behind is what the output needs."""
     size = len(module.kernel_size)
     pads: list[int] = []
     for axis in reversed(range(size)):

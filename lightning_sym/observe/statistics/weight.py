@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from lightning_sym.observe.statistics.statistic import Statistic, Tally, Unavailable
-from lightning_sym.observe.weights import LayerWeight, local
+from lightning_sym.observe.weights import LayerWeight
 
 if TYPE_CHECKING:
     from lightning_sym.observe.hooks import LayerWatch
