@@ -43,7 +43,7 @@ _NAMED = 8  # units that an event's text names one by one
 class HierarchyMonitor(Monitor):
     r"""The hierarchy of symmetry breakings: over time, in function, over depth (arXiv 2502.05300).
 
-    The paper's exact measures are not at hand; those here are definitions of this package. The
+    The paper's exact measures were not available; those here are definitions of this package. The
     network's symmetries are found on a copy at the first step
     (:func:`~lightning_sym.symmetry.find_symmetries`). Each of their units has a breaking distance
     (:func:`~lightning_sym.functional.breaking_distance`): 0, on the mirror (a twin of another unit, or

@@ -289,7 +289,7 @@ class GaussianBumpsDataModule(LightningDataModule):
             shuffle=name == "train",
             generator=torch.Generator().manual_seed(self.seed),  # or the global one is drawn from
             num_workers=self.num_workers,
-            collate_fn=_whole,  # type: ignore[arg-type]  # the fetcher hands over whole batches
+            collate_fn=_whole,  # type: ignore[arg-type]  # the fetcher returns whole batches
         )
 
     @override

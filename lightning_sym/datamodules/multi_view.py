@@ -333,7 +333,7 @@ class MultiViewDataModule(LightningDataModule):
         return [self.in_precision(view) for view in made], batch.labels
 
     def in_precision(self, x: Tensor) -> Tensor:
-        """Return a tensor in the floating point type the trainer hands batches to its module in."""
+        """Return a tensor in the floating point type in which the trainer passes batches to its module."""
         # The trainer converts batches before their views are made.
         return x if self.trainer is None else self.trainer.precision_plugin.convert_input(x)
 

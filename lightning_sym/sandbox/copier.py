@@ -408,7 +408,7 @@ def _wrapped(x: nn.Module) -> str | None:
 
 
 def _is_shared(x: Any) -> bool:
-    """Return whether an object speaks for a device or other ranks and has nothing to copy."""
+    """Return whether an object stands for a device or for other ranks and has nothing to copy."""
     kinds: Iterable[tuple[str, str]] = (
         ("torch.distributed", "ProcessGroup"),
         ("torch.distributed.device_mesh", "DeviceMesh"),

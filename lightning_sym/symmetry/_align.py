@@ -231,7 +231,7 @@ class Alignment:
         return self._slices(part, self.goal) @ self._slices(part, self.tensors).mT
 
     def _votes(self, flip: SignFlip, *, skip: set[str]) -> Tensor | None:
-        """Return how much each unit's sign agrees, ``[B, U]``; None if no weight speaks."""
+        """Return how much each unit's sign agrees, ``[B, U]``; None if no weight tells."""
         acting = [a for a in flip.actions if not a.buffer and a.power % 2 and a.name not in skip]
         if not acting:
             return None
