@@ -35,11 +35,11 @@ def line_chart(
         events: steps with a word each.
         label: of the vertical axis.
     """
-    width, height, left, bottom, top = 720, 240, 66, 34, 26
+    width, height, left, bottom, top = 720, 240, 84, 34, 26
     finite = [(s, v) for curve in curves.values() for s, v in curve.items() if math.isfinite(v)]
     if not finite:
         return ""
-    last = max(max(step for step, _ in finite), 1)
+    last = max(1, *(step for curve in curves.values() for step in curve))
     low, high = min(v for _, v in finite), max(v for _, v in finite)
     if high - low < 0.05 * max(abs(high), 1e-12):  # a flat curve is shown flat
         low, high = low - 0.5 * abs(low or 1), high + 0.5 * abs(high or 1)
@@ -72,7 +72,8 @@ def line_chart(
         )
     parts.append(f'<text x="{width / 2}" y="{height - 2}" text-anchor="middle">optimizer step</text>')
     parts.append(
-        f'<text transform="translate(12 {height / 2}) rotate(-90)" text-anchor="middle">{html.escape(label)}</text>'
+        f'<text transform="translate(12 {height / 2}) rotate(-90)" text-anchor="middle">'
+        f"{html.escape(label)}</text>"
     )
     return f'<svg class="chart" role="img" viewBox="0 0 {width} {height}" width="100%">{"".join(parts)}</svg>'
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -160,11 +161,22 @@ def strips_of(run: Run, most: int = 4) -> dict[str, dict[str, dict[int, float]]]
             continue
         family = "/".join([parts[0], *parts[2:]])
         families.setdefault(family, {})[parts[1]] = curve
-    wide = {name: layers for name, layers in families.items() if len(layers) >= 3 and _by_layer(layers)}
+    known = {layer for family, layers in families.items() if "/" in family for layer in layers}
+    wide = {
+        name: layers
+        for name, layers in families.items()
+        if len(layers) >= 3 and ("/" in name or all(layer in known or "." in layer for layer in layers))
+    }
     order = sorted(wide, key=lambda name: -len(wide[name]))[:most]
-    return {name: wide[name] for name in order}
+    return {name: {layer: wide[name][layer] for layer in _in_depth(list(wide[name]))} for name in order}
 
 
-def _by_layer(layers: Mapping[str, Any]) -> bool:
-    """Return whether most names look like modules': with dots or numbers."""
-    return sum("." in name or any(map(str.isdigit, name)) for name in layers) >= len(layers) / 2
+def _in_depth(layers: list[str]) -> list[str]:
+    """Return layers in the log's order; if that is the alphabet's, numbers in them count as numbers."""
+    if layers != sorted(layers):
+        return layers
+
+    def depth(name: str) -> list[tuple[int, str]]:
+        return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
+
+    return sorted(layers, key=depth)

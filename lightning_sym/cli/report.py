@@ -33,7 +33,7 @@ _SCRIPT = """
   const box = document.querySelector("details"), sync = uPlot.sync("step");
   const ink = getComputedStyle(document.body).color;
   const axis = {stroke: ink, grid: {stroke: "#8883"}, ticks: {stroke: "#8883"}};
-  box.addEventListener("toggle", () => {
+  const draw = () => {
     if (!box.open || box.dataset.drawn) return;
     box.dataset.drawn = "1";
     const place = box.querySelector(".curves");
@@ -49,7 +49,9 @@ _SCRIPT = """
           label: name, stroke: data.colours[name], width: 1.4, spanGaps: false}))],
       }, uPlot.join(tables), one);
     }
-  });
+  };
+  box.addEventListener("toggle", draw);
+  draw();
 })();
 """
 _DESCRIPTION = """\
@@ -96,7 +98,7 @@ def page(runs: Sequence[Run]) -> str:
     more = f" {left_out} more did not fit on the page." if left_out else ""
     folded = (
         f"<details><summary>All curves ({len(data['curves'])})</summary>"
-        f'<p class="soft">Values over optimizer steps as the logger wrote them; the cursor is shared.{more}</p>'
+        f'<p class="soft">Over optimizer steps as the logger wrote them; the cursor is shared.{more}</p>'
         '<div class="curves"></div></details>'
         f'<script id="curves" type="application/json">{_json(data)}</script>'
     )
@@ -128,15 +130,18 @@ def _section(run: Run, name: str) -> str:
     said = verdict(told) if found is not None else "not diagnosed: this version has no rules for runs"
     blocks = "".join(map(finding_block, told[:TOLD]))
     if len(told) > TOLD:
-        blocks += f'<p class="soft">and {len(told) - TOLD} more findings</p>'
+        blocks += f'<p class="soft">and {len(told) - TOLD} more</p>'
     loss = loss_of(run)
     events = [(finding.step, finding.kind) for finding in told[:TOLD] if finding.step]
+    if loss is not None:
+        bad = (step for step, value in run.curves[loss].items() if not math.isfinite(value))
+        events += [(step, "the loss is not finite") for step in [*bad][:1]]
     chart = line_chart({loss: run.curves[loss]}, events, label="loss") if loss is not None else ""
     strips = "".join(heat_strips(layers, title=family) for family, layers in strips_of(run).items())
     broken = [key for key, curve in run.curves.items() if any(not math.isfinite(v) for v in curve.values())]
     gaps = f'<p class="soft">Not finite somewhere: {html.escape(", ".join(broken[:6]))}</p>' if broken else ""
     return (
-        f"<section><h2>{html.escape(name)}</h2>{verdict_block(said, told)}{blocks}{chart}{gaps}"
+        f"<section><h2>{html.escape(name)}</h2>{verdict_block(said, found)}{blocks}{chart}{gaps}"
         f"{strips or '<p class=soft>No reading by layer was logged.</p>'}</section>"
     )
 
