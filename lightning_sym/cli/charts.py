@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import base64
 import html
 import math
+import struct
+import zlib
 from collections.abc import Mapping, Sequence
+
+from lightning_sym.observe.layers import evenly
+
+Pixel = tuple[int, int, int, int]
 
 #: From the low end of a strip to the high one (colours told apart by brightness too).
 _COLOURS = ((68, 1, 84), (59, 82, 139), (33, 145, 140), (94, 201, 98), (253, 231, 37))
 LINE_COLOURS = ("#1f77b4", "#d95f02", "#1b9e77", "#7570b3", "#c0392b", "#8c6d31")
 POINTS = 160
+#: Most layers of a strip, and the colour of what is not finite.
+ROWS = 48
+NOT_FINITE: Pixel = (224, 0, 0, 255)
 
 
 def thinned(curve: Mapping[int, float], most: int = POINTS) -> list[tuple[int, float]]:
@@ -88,60 +98,81 @@ def _pieces(points: Sequence[tuple[int, float]]) -> list[list[tuple[int, float]]
     return [piece for piece in pieces if piece]
 
 
-def heat_strips(layers: Mapping[str, Mapping[int, float]], *, title: str, columns: int = 60) -> str:
-    """Return layers by time: a row a layer in the log's order, brighter is higher, one scale for all.
+def heat_strips(layers: Mapping[str, Mapping[int, float]], *, title: str, columns: int = 120) -> str:
+    """Return layers by time: a row a layer, brighter is higher, one scale for all.
+
+    The cells are one small picture, so that the page's size hardly depends on their number.
 
     Args:
-        layers: values by step of each layer; what is not finite is hatched red, what is missing stays empty.
+        layers: values by step of each layer, in order; what is not finite is red, what is missing stays empty.
         title: what the values are.
         columns: most points in time.
     """
-    steps = [
-        step
-        for step, _ in thinned(dict.fromkeys(sorted({s for c in layers.values() for s in c}), 0.0), columns)
-    ]
+    every = dict.fromkeys(sorted({step for curve in layers.values() for step in curve}), 0.0)
+    steps = [step for step, _ in thinned(every, columns)]
     values = [v for curve in layers.values() for v in curve.values() if math.isfinite(v)]
     if not values or not steps:
         return ""
+    names = [list(layers)[i] for i in evenly(len(layers), ROWS)]
+    if len(names) < len(layers):
+        title = f"{title} ({len(names)} of {len(layers)} layers)"
     low, high = min(values), max(values)
     left, row, top, width = 190, 15, 4, 720
-    cell = (width - left - 8) / len(steps)
-    height = top + row * len(layers) + 38
+    foot = top + row * len(names) + 18
     parts = []
-    for i, (name, curve) in enumerate(layers.items()):
-        y = top + row * i
+    for i, name in enumerate(names):
         shown = name if len(name) <= 28 else "..." + name[-25:]
-        parts.append(f'<text x="{left - 6}" y="{y + 11}" text-anchor="end">{html.escape(shown)}</text>')
-        cells = []
-        for j, step in enumerate(steps):
-            value = curve.get(step)
-            if value is not None:
-                fill = _colour(value, low, high)
-                cells.append(
-                    f'<rect x="{left + cell * j:.1f}" y="{y}" width="{cell + 0.3:.1f}" height="{row - 2}" '
-                    f'fill="{fill}"/>'
-                )
-        said = ", ".join(f"{value:.3g}" for _, value in (thinned(curve, 2)))
-        parts.append(f"<g><title>{html.escape(name)}: {said}</title>{''.join(cells)}</g>")
-    foot = height - 20
-    parts.append(f'<text x="{left}" y="{foot}">step {steps[0]}</text>')
-    parts.append(f'<text x="{width - 8}" y="{foot}" text-anchor="end">step {steps[-1]}</text>')
-    scale = "".join(
-        f'<rect x="{left + 130 + 8 * i}" y="{foot - 9}" width="8" height="10" fill="{_colour(i, 0, 24)}"/>'
-        for i in range(25)
-    )
+        said = ", ".join(f"{value:.3g}" for _, value in thinned(layers[name], 2))
+        parts.append(
+            f'<text x="{left - 6}" y="{top + row * i + 11}" text-anchor="end">{html.escape(shown)}'
+            f"<title>{html.escape(name)}: {said}</title></text>"
+        )
+    cells = [[_colour(layers[name].get(step), low, high) for step in steps] for name in names]
+    scale = [[_colour(float(i), 0.0, 24.0) for i in range(25)]]
+    parts.append(_picture(cells, left, top, width - left - 8, row * len(names)))
+    parts.append(_picture(scale, left + 130, foot - 9, 200, 10))
     parts.append(
-        f'{scale}<text x="{left + 124}" y="{foot}" text-anchor="end">{low:.3g}</text>'
+        f'<text x="{left}" y="{foot}">step {steps[0]}</text>'
+        f'<text x="{width - 8}" y="{foot}" text-anchor="end">step {steps[-1]}</text>'
+        f'<text x="{left + 124}" y="{foot}" text-anchor="end">{low:.3g}</text>'
         f'<text x="{left + 336}" y="{foot}">{high:.3g}</text>'
     )
-    svg = f'<svg role="img" viewBox="0 0 {width} {height}" width="100%">{"".join(parts)}</svg>'
+    svg = f'<svg role="img" viewBox="0 0 {width} {foot + 8}" width="100%">{"".join(parts)}</svg>'
     return f"<figure><figcaption>{html.escape(title)}</figcaption>{svg}</figure>"
 
 
-def _colour(value: float, low: float, high: float) -> str:
+def _picture(cells: Sequence[Sequence[Pixel]], x: float, y: float, width: float, height: float) -> str:
+    data = base64.b64encode(png(cells)).decode()
+    return (
+        f'<image x="{x}" y="{y}" width="{width}" height="{height}" preserveAspectRatio="none" '
+        f'style="image-rendering:pixelated" href="data:image/png;base64,{data}"/>'
+    )
+
+
+def png(cells: Sequence[Sequence[Pixel]]) -> bytes:
+    """Return a picture as a PNG file.
+
+    Args:
+        cells: rows of ``(red, green, blue, opacity)``, 0 to 255.
+    """
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    head = struct.pack(">IIBBBBB", len(cells[0]), len(cells), 8, 6, 0, 0, 0)
+    rows = b"".join(b"\0" + bytes(value for pixel in row for value in pixel) for row in cells)
+    parts = chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(rows, 9)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + parts
+
+
+def _colour(value: float | None, low: float, high: float) -> Pixel:
+    if value is None:
+        return (0, 0, 0, 0)
     if not math.isfinite(value):
-        return "#e00000"
+        return NOT_FINITE
     place = (value - low) / (high - low) * (len(_COLOURS) - 1) if high > low else 0.0
     i = min(int(place), len(_COLOURS) - 2)
-    a, b = _COLOURS[i], _COLOURS[i + 1]
-    return "#" + "".join(f"{round(p + (q - p) * (place - i)):02x}" for p, q in zip(a, b, strict=True))
+    red, green, blue = (
+        round(p + (q - p) * (place - i)) for p, q in zip(_COLOURS[i], _COLOURS[i + 1], strict=True)
+    )
+    return (red, green, blue, 255)
