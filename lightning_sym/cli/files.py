@@ -30,7 +30,7 @@ class Weights:
 
     Args:
         tensors: by name, as written in the file; a safetensors file's are read when asked for.
-        kind: ``"safetensors"``, ``"Lightning checkpoint"`` or ``"torch file"``.
+        kind: ``"safetensors file"``, ``"Lightning checkpoint"`` or ``"torch file"``.
         hyper_parameters: what a Lightning checkpoint says of its module's arguments.
         where: under which keys of the file they were.
     """
@@ -91,7 +91,7 @@ def read_weights(path: Path, *, max_gb: float) -> Weights:
     if size > max_gb * 1e9:
         raise Refused(f"{path} has {size / 1e9:.1f} GB, more than --max-gb {max_gb:g}")
     if _is_safetensors(path):
-        return Weights(SafeTensors(path), "safetensors")
+        return Weights(SafeTensors(path), "safetensors file")
     loaded = _load(path, max_gb=max_gb)
     found, where = _state_dict(loaded)
     if not found:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from lightning_sym.diagnosis import Finding, WeightsReport
-from lightning_sym.diagnosis.weight_facts import WeightFacts
+from lightning_sym.diagnosis.weight_facts import LONG_SIDE, SHORT_SIDE, WeightFacts
 
 #: Rows that the table of ranks has unless all are asked for, and findings that are told in full.
 ROWS, TOLD = 12, 20
@@ -93,7 +93,9 @@ def _ranks(layers: Sequence[WeightFacts], *, all_layers: bool) -> Iterator[str]:
     order = sorted(told, key=lambda facts: (facts.rank / facts.random_rank, _ratio(facts)))
     shown = told if all_layers else order[:ROWS]
     which = "" if all_layers or len(told) <= ROWS else f", the lowest {ROWS} of {len(told)} layers"
-    yield f"Rank against a random matrix of the shape{which}:"
+    part = any(min(f.shape[1:]) > SHORT_SIDE or max(f.shape[1:]) > LONG_SIDE for f in shown)
+    part_of = f" (of at most {SHORT_SIDE} x {LONG_SIDE} random rows and columns)" if part else ""
+    yield f"Rank against a random matrix of the shape{which}{part_of}:"
     width = min(max(len(facts.name) for facts in shown), 48)
     yield f"  {'layer':<{width}}  {'units x inputs':>14}  {'rank':>11}  {'effective':>15}  {'size':>8}"
     for facts in shown:

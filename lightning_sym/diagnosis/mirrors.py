@@ -96,6 +96,14 @@ class Mirrors:
         shares = collapse_causes(self.symmetries, layer)
         return {kind: share for kind, share in shares.items() if share > 0}
 
+    def acts_on(self, layer: str) -> bool:
+        """Return whether a symmetry of those found moves the layer's output units.
+
+        Args:
+            layer: its name.
+        """
+        return self.symmetries is not None and bool(collapse_causes(self.symmetries, layer))
+
     def occupied(self) -> Iterator[OnMirror]:
         """Yield each symmetry with units on its mirror."""
         for symmetry in self.symmetries or ():
@@ -142,10 +150,13 @@ def with_cause(finding: Finding, mirrors: Mirrors) -> Finding:
         return finding
     if mirrors.symmetries is None:
         return replace(finding, cause=f"not known: symmetries not looked for ({mirrors.why})")
-    causes = {kind: share for kind, share in mirrors.causes(finding.layer).items() if kind in kinds}
+    layer, whose = finding.layer, ""
+    if not mirrors.acts_on(layer) and mirrors.acts_on(parent := layer.rpartition(".")[0]):
+        layer, whose = parent, f"of {parent}: "  # a projection that shares its weight with others
+    causes = {kind: share for kind, share in mirrors.causes(layer).items() if kind in kinds}
     if causes:
-        said = ", ".join(f"{share:.0%} {_WHAT[kind]}" for kind, share in causes.items())
-        push = mirrors.push(finding.layer)
+        said = whose + ", ".join(f"{share:.0%} {_WHAT[kind]}" for kind, share in causes.items())
+        push = mirrors.push(layer)
         more = " Syre would push them off it." if push else ""
         return replace(finding, cause=said, remedy=finding.remedy + more)
     if finding.kind == "equal_units":
