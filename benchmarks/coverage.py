@@ -10,6 +10,7 @@ Run:
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
 import time
 import warnings
@@ -121,9 +122,10 @@ def fit(name: str, *, watched: bool) -> tuple[dict[str, Tensor], list[str], list
     watching += [*monitors("standard", every_n_steps=1)] if watched and name in OWN else []
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        with watch(net, optimizer, watching) as observed:
+        with watch(net, optimizer, watching) if watching else contextlib.nullcontext() as observed:
             for _ in range(STEPS):
-                observed.batch(inputs)
+                if observed is not None:
+                    observed.batch(inputs)
                 loss_of(net(*inputs)).backward()
                 optimizer.step()
                 optimizer.zero_grad()

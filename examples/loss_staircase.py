@@ -31,8 +31,8 @@ from _report import save, spread, table
 from _stacked import Stack
 from torch import Tensor
 
-from lightning_sym.functional import loss_phases
 from lightning_sym.engine.schedule import LogSpaced
+from lightning_sym.functional import loss_phases
 from lightning_sym.papers.hierarchy import Data, Student, problem
 from lightning_sym.symmetry import breaking_distances, effective_units, find_symmetries
 

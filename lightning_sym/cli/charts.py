@@ -104,7 +104,7 @@ def heat_strips(layers: Mapping[str, Mapping[int, float]], *, title: str, column
     The cells are one small picture, so that the page's size hardly depends on their number.
 
     Args:
-        layers: values by step of each layer, in order; what is not finite is red, what is missing stays empty.
+        layers: values by step of each layer, in order; what is not finite is red, what is missing empty.
         title: what the values are.
         columns: most points in time.
     """

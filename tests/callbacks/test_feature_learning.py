@@ -328,7 +328,7 @@ def test_what_is_undefined_is_not_logged():
     assert all(math.isfinite(value) for row in monitor.history for value in row.values())
     for gone in ("norms", "mechanism", "net.up/weight_change"):
         assert f"feature_learning/{gone}" not in row
-    down, up, head = (row[f"feature_learning/net.{name}/alignment"] for name in ("down", "up", "head"))
+    up, head = (row[f"feature_learning/net.{name}/alignment"] for name in ("up", "head"))
     # The frozen base is not watched, and the data feed the adapter's first layer.
     assert row["feature_learning/alignment"] == pytest.approx((up + head) / 2)
     x = data()[0][:8]

@@ -97,6 +97,10 @@ def ranked(function, ranks, **numbers):
     return function(list(ranks), **numbers)
 
 
+def told(function, **numbers):
+    return function(0.1, **{"alignment_after": 0.2, "norm_ratio": 1.0, **numbers})
+
+
 #: By function: good tensors by argument (with how to call it, where not by name).
 TABLE = {
     "second_moment": {"samples": X},
@@ -108,6 +112,7 @@ TABLE = {
     "random_rotation": {},
     "pah_exponent": {"matrix": A, "reference": B},
     "pah_exponents": {"h": A, "g": B, "z": C},
+    "mechanism": {"call": told},
     "pah_phase": {"h_a": torch.tensor(1.0), "h_b": torch.tensor(1.0), "g_b": torch.tensor(1.0),
                   "g_a": torch.tensor(1.0), "decades": torch.tensor(2.0)},
     "relative_error": {"images": IMAGES, "targets": OTHERS},
