@@ -11,7 +11,7 @@ from tests.models import data
 
 
 class Uneven(Dataset):
-    """Three batches of eight samples, dealt out in turn: the first of two ranks has five, the second three."""
+    """Three batches of eight samples, dealt out in turn: five to the first of two ranks, three to the other."""
 
     def __len__(self) -> int:
         return 3

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 
 def mechanism(
     alignment_before: float, *, alignment_after: float, norm_ratio: float, tolerance: float = 0.1
@@ -19,10 +21,13 @@ def mechanism(
         only norms changed, ``"none"`` if neither did.
 
     Raises:
-        ValueError: if ``norm_ratio`` is not positive or an alignment is not in [-1, 1].
+        ValueError: if ``norm_ratio`` is not positive, ``tolerance`` is negative or one of them not finite, or
+            an alignment is not in [-1, 1].
     """
-    if not norm_ratio > 0:
+    if not 0 < norm_ratio < math.inf:
         raise ValueError(f"norm_ratio must be positive, got {norm_ratio!r}")
+    if not 0 <= tolerance < math.inf:
+        raise ValueError(f"tolerance must be at least 0, got {tolerance!r}")
     for name, value in (("alignment_before", alignment_before), ("alignment_after", alignment_after)):
         if not abs(value) <= 1 + 1e-6:  # NaN would read as "unchanged"
             raise ValueError(f"{name} must be a cosine in [-1, 1], got {value!r}")
