@@ -144,7 +144,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/collapse_vae"))
     parser.add_argument("--data", choices=["digits", "mnist"], default="digits")
     parser.add_argument("--root", type=Path, default=Path("data"), help="where torchvision's MNIST lies")
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=3000)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--lr", type=float, default=2e-3)

@@ -62,7 +62,7 @@ def main() -> None:
     """Train all, print the table, write JSON and picture."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/effective_units"))
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--inputs", type=int, default=20)
     parser.add_argument("--samples", type=int, default=200)
     parser.add_argument("--widths", type=int, nargs="+", default=[16, 48, 144])

@@ -10,7 +10,10 @@ SGD does not rest at that point but moves about it, the further the larger the l
 size: that is the floor of the imbalance at one moment. Averages over the second half of the steps have a
 lower one: the closed form takes the noise of a minimum, and weights that fluctuate add their own. With that
 counted in ("exact": what a step changes on average at the weights of the moment) what is left is the error of
-an average over so many steps.
+an average over so many steps. Hence two numbers of the imbalance, of one moment ("SGD imb") and of averages.
+
+The same goes for the sharpness: the trace agrees with the closed form, the largest eigenvalue ("top", beside
+its closed form, mean over the second half of the readings) of weights that fluctuate does not.
 
 Shape letters: I inputs, H hidden units, O outputs.
 """
@@ -168,6 +171,10 @@ def run(noise: Tensor, *, options: Any, seed: int) -> dict[str, Any]:
                 ],
             }
             row["closed"], row["closed_top"] = module.predicted_sharpness()
+        readings = monitor.history[len(monitor.history) // 2 :]  # of SGD, the last to be trained
+        row["sgd"]["top"] = sum(reading["sharpness/top"] for reading in readings) / len(readings)
+        row["top_over_closed"] = row["sgd"]["top"] / row["closed_top"]
+        row["trace_over_closed"] = row["sgd"]["trace"] / row["closed"]
         row["predicted"] = row["closed"] / row["gd"]["trace"] - 1
         row["seen"] = row["sgd"]["trace"] / row["gd"]["trace"] - 1
         found[name] = row
@@ -229,7 +236,7 @@ def main() -> None:
     """Train all, print the table, write JSON and picture."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/noise_equilibrium"))
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--size", type=int, default=6, help="inputs, and outputs")
     parser.add_argument("--hidden", type=int, default=8)
     parser.add_argument("--uneven", type=float, default=0.8, help="decades between the noise's mean and ends")
@@ -268,11 +275,14 @@ def main() -> None:
                 row["closed"]["mean"],
                 row["predicted"]["mean"],
                 row["seen"]["mean"],
+                sgd["top"]["mean"],
+                row["closed_top"]["mean"],
+                row["top_over_closed"]["mean"],
                 max(sgd["monitor_error"]["mean"], gd["monitor_error"]["mean"]),
             )
         )
     header = ("noise", "U:W", "GD imb", "SGD imb", "averaged", "exact", "cos", "norms", "point")
-    header += ("Tr GD", "Tr SGD", "closed", "predicted", "seen", "monitor")
+    header += ("Tr GD", "Tr SGD", "closed", "predicted", "seen", "top", "closed", "ratio", "monitor")
     print(table(rows, header))
     for kind in kinds:
         apart = {how: found[kind][f"apart_{how}"]["mean"] for how in ("sgd", "gd")}

@@ -34,11 +34,26 @@ LIGHT = {
     "symmetry": {"functional"},
     "optim": {"functional", "symmetry"},
     "plots": {"functional"},
+    "diagnosis": {"functional", "observe", "symmetry"},
 }
 ON_LIGHTNING = {
     "engine": {"functional", "observe", "sandbox"},
     "callbacks": {"engine", "functional", "observe", "optim", "sandbox", "symmetry"},
     "modules": {"functional", "losses"},
+    "cli": {
+        "callbacks",
+        "datamodules",
+        "diagnosis",
+        "engine",
+        "functional",
+        "losses",
+        "modules",
+        "observe",
+        "optim",
+        "plots",
+        "sandbox",
+        "symmetry",
+    },
     "datamodules": {"functional"},
     # Papers stand on everything else; that nothing else names them is what keeps the arrow.
     "papers": {

@@ -49,4 +49,5 @@ class Finding:
     def __str__(self) -> str:
         where = f" in {self.layer}" if self.layer else ""
         since = f" since step {self.step}" if self.step else ""
-        return f"{self.level}: {self.kind}{where}{since}. {self.message} Cause: {self.cause}. {self.remedy}".strip()
+        found = f"{self.level}: {self.kind}{where}{since}. {self.message}"
+        return f"{found} Cause: {self.cause}. {self.remedy}".strip()

@@ -50,7 +50,9 @@ def layer_features(
 
     def hook(layer: Layer) -> Callable[..., None]:
         def read(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-            found[layer.name] = layer.mine(output.detach()).flatten(1).clone()  # an in-place activation may follow
+            found[layer.name] = (
+                layer.mine(output.detach()).flatten(1).clone()
+            )  # an in-place activation may follow
 
         return read
 

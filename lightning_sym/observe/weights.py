@@ -64,18 +64,19 @@ def next_weight(module: nn.Module, name: str) -> Tensor:
     with torch.no_grad(), torch.random.fork_rng(devices=cpu_only):
         if is_parametrized(module, name):
             return _without_hooks(module.parametrizations[name])().detach()  # type: ignore[index, union-attr, arg-type]
+        hook: Any
         for hook in module._forward_pre_hooks.values():
-            hook_of: Any = getattr(hook, "_tensor_name", None) or getattr(hook, "name", None)
+            hook_of = getattr(hook, "_tensor_name", None) or getattr(hook, "name", None)
             if hook_of != name:
                 continue
             twin = copy.copy(module)
             twin._buffers = {k: None if b is None else b.detach().clone() for k, b in module._buffers.items()}
             if hasattr(hook, "apply_mask"):  # pruning
-                return hook.apply_mask(twin).detach()  # type: ignore[operator]
+                return hook.apply_mask(twin).detach()
             if hasattr(hook, "n_power_iterations"):
                 return hook.compute_weight(twin, do_power_iteration=module.training).detach()
             if hasattr(hook, "compute_weight"):
-                return hook.compute_weight(twin).detach()  # type: ignore[attr-defined]
+                return hook.compute_weight(twin).detach()
     return local(getattr(module, name))
 
 

@@ -12,6 +12,7 @@ from lightning_sym.symmetry.collapse import (
     least_force as least_force,
 )
 from lightning_sym.symmetry.find import Symmetries as Symmetries, find_symmetries as find_symmetries
+from lightning_sym.symmetry.graph import Affine as Affine, Graph as Graph
 from lightning_sym.symmetry.kinds import (
     Permutation as Permutation,
     Rescaling as Rescaling,

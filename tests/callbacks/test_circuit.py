@@ -6,7 +6,6 @@ import math
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule
-from lightning_sym.sandbox import Sandbox
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
@@ -14,6 +13,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from lightning_sym.callbacks import CircuitMonitor
 from lightning_sym.papers.learning_circuit import LearningCircuit
 from lightning_sym.papers.learning_circuit.rules import Conv, FourSynapse
+from lightning_sym.sandbox import Sandbox
 from tests.models import Classifier, convnet, images, mlp, trainer
 
 

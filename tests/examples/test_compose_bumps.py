@@ -1,9 +1,12 @@
 """The composition examples run, and what they promise shows even in a smoke run."""
 
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -18,7 +21,7 @@ def test_forced_factorisation_helps_out_of_distribution(tmp_path):
     result = json.loads((tmp_path / "compose_bumps.json").read_text())
     free, forced = (result["summary"][f"embedding, {how}"] for how in ("free", "factorised"))
     assert free["id"]["mean"] < 0.3 * free["ood"]["mean"]
-    assert result["summary"]["gain"]["mean"] > 3
+    assert result["summary"]["gain_of_medians"] > 3
     assert forced["ood_over_blank"]["mean"] > 0
     assert result["runs"]["cnn"][0]["curve"][-1]["epoch"] == result["config"]["cnn_epochs"]
     assert (tmp_path / "compose_bumps.png").stat().st_size > 10_000
@@ -45,6 +48,8 @@ def test_what_is_counted(monkeypatch):
     rows = [{"images": n, "ood": e} for n, e in ((20, 0.9), (40, 0.2), (80, 0.1))]
     assert example.needed(rows, 0.25) == 40
     assert example.needed(rows, 0.01) == float("inf")
+    lucky = [{"images": n, "ood": e} for n, e in ((20, 0.1), (40, 0.5), (80, 0.1))]
+    assert example.needed(lucky, 0.25) == 80  # composing by luck is not what is counted
     assert abs(example.exponent([10, 20, 40], [7.0, 56.0, 448.0]) - 3) < 1e-12
     assert example.exponent([10, 20], [7.0, float("inf")]) is None
     never = float("inf")
@@ -53,5 +58,6 @@ def test_what_is_counted(monkeypatch):
         "stripes": {10: [20, 20, 20], 20: [40, 30, 50]},
     }
     slopes = example.slopes(counts)
-    assert slopes["bumps"] is None
-    assert abs(slopes["stripes"] - 1) < 1e-12
+    assert slopes["bumps"] == {"of_medians": None, "by_seed": [None] * 3, "spread": None}
+    assert abs(slopes["stripes"]["of_medians"] - 1) < 1e-12
+    assert slopes["stripes"]["by_seed"] == pytest.approx([1, math.log2(1.5), math.log2(2.5)])

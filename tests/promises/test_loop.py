@@ -100,9 +100,8 @@ def test_two_optimizers_that_take_turns_read_as_in_a_trainer():
         for _ in range(2):
             for batch in batches("mlp"):
                 watching.batch(batch)
-                for k, (net, optimizer) in enumerate(
-                    zip((module.net, module.other), optimizers, strict=True)
-                ):
+                nets = module.net, module.other
+                for k, (net, optimizer) in enumerate(zip(nets, optimizers, strict=True)):
                     optimizer.zero_grad()
                     both = net(batch[0]) + nets[1 - k](batch[0])
                     nn.functional.cross_entropy(both, batch[1]).backward()

@@ -289,3 +289,25 @@ def test_tensor_parallel_layers_are_refused_by_name(tmp_path):
     for found in both:
         assert "CollapseMonitor cannot read this fit: layers are tensor-parallel" in found["error"]
         assert found["steps"] == 0
+
+
+def test_ranks_read_the_same_though_their_running_statistics_differ(tmp_path):
+    """Under DDP each rank's batch normalisation has its own: numbers are those of rank 0."""
+    watching = every_monitor("conv", strict=True)
+    found = on_ranks(2, tmp_path, lambda: Module("conv"), watching, Statistics(), loader=loader_of_conv())
+    first, second = found
+    assert first["notes"] != second["notes"]
+    assert not [each["error"] for each in found if each["error"]]
+    assert repr(first["rows"]) == repr(second["rows"])
+    assert all(first["rows"])
+
+
+class Statistics(Callback):
+    """Keeps a rank's running statistics."""
+
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        self.notes = pl_module.net[1].running_mean.tolist()
+
+
+def loader_of_conv() -> Any:
+    return shares(dataset("conv"), BATCH)

@@ -5,14 +5,22 @@ a symmetry (temporal); with weight decay it keeps no more distinct neurons than 
 layers first expand, then reduce, then pass on representations, and networks that were trained apart come to
 represent alike (spatial).
 
-Reproduced, on a task of our own, since the paper's is not known to us:
+Verdicts, on a task of our own, since the paper's is not known to us:
 
-* ``examples/loss_staircase.py``: steps of the loss from small initial weights only; 10 of 14 drops fall on
-  a breaking, where chance gives 5.5.
-* ``examples/effective_units.py``: with a decay of 0.1 the units in use number 8, 12 and 17 at widths 16, 48
-  and 144; without decay 15, 44 and 130.
-* ``examples/representation_alignment.py``: networks trained apart become more alike, 0.30 to 0.51, and not
-  as alike as the paper's, 0.7 to 0.93.
+* *reproduced* (``examples/loss_staircase.py``): steps of the loss from small initial weights only. What
+  counts as a drop was frozen, and on ten fresh seeds 32 of 46 drops fall on a breaking, where chance gives
+  17.4 (p = 1e-4).
+* *reproduced* (``examples/staircase_intervention.py``): breaking is the cause. Units held at zero and
+  released make the loss halve 52 to 57 steps later, whenever they are released, and never if they are not;
+  with the symmetry removed they need no release, in ten of ten seeds. *Not seen*: that the steps go where
+  symmetries are removed. From a small start the first drop stays where it was, since decay is slow beside
+  the growth of small weights; what goes is the last plateau.
+* *direction only* (``examples/effective_units.py``): units in use at widths 16, 48 and 144: 8, 12 and 17
+  with a decay of 0.1; 9, 18 and 50 with 0.01; 15, 44 and 130 without.
+* *reproduced* (``examples/trained_apart.py``): nine deep linear networks a seed, of three depths and widths
+  and behind embeddings of their own, come to an alignment of 0.98 under noisy SGD, and of 0.995 when its
+  fluctuations are let die; gradient descent keeps 0.68, as SGD without label noise does. With ReLU 0.94.
+* *direction only* (``examples/representation_alignment.py``, ReLU on MNIST): 0.30 to 0.51.
 
 Read in any fit by :class:`lightning_sym.callbacks.HierarchyMonitor`. The room holds the teacher and the
 student of the first two examples.

@@ -6,13 +6,20 @@ the network loses capacity. Decay towards a frozen random point in place of zero
 loss, ``|theta|^2`` in the penalty) removes all countable reflection symmetries with probability 1; an
 offset without decay only moves the mirrors.
 
-Reproduced:
+Verdicts:
 
-* ``examples/escape_the_trap.py``, groups of identical neurons, 10 seeds: with decay the error stays at
-  0.025, with syre it falls to 0.0012; an offset without decay stays trapped.
-* ``examples/plasticity_stream.py``, permuted digits over 25 tasks: syre is no better than plain decay.
-* ``examples/collapse_vae.py``, posterior collapse on digits: likewise, and the rank alone deceives, since
-  theta_0 has full rank.
+* *reproduced* (``examples/escape_the_trap.py``, groups of identical neurons, 10 seeds): with decay the
+  error stays at 0.025, with syre it falls to 0.0012; an offset without decay stays trapped.
+* *reproduced* with sigma 0.5 (``examples/collapse_vae.py``, posterior collapse on digits, decay 0.1): 7
+  latents of 16 in use and an error of 0.62, where plain decay has none and 1.01. *Not seen* with sigma 0.1:
+  none, and the rank of 13 deceives, since theta_0 has full rank. Decay towards the start does as well (11,
+  0.61).
+* *direction only* (``examples/plasticity_random_labels.py``, new random labels on 800 MNIST images,
+  12 tasks): without decay accuracy falls from 0.97 to 0.20. Each kind of decay at its best strength:
+  towards zero 0.922, rank 53 of 64; syre with sigma 1 0.934, rank 56, no dormant unit, ahead in every seed
+  by 0.5 to 3.2 points; towards the start 0.933, ahead in four of five. Syre's best decay, 0.01, is one at
+  which plain decay has lost rank (29) and accuracy (0.82); with sigma 0.3 syre gains nothing.
+* ``examples/plasticity_stream.py``, permuted digits, has nothing to lose: 1.6 points over 25 tasks.
 
 The technique itself is :class:`lightning_sym.callbacks.Syre` and :func:`lightning_sym.optim.attach_syre`.
 The room holds no code of its own.

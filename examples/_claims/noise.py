@@ -1,0 +1,174 @@
+"""Law of balance, 2308.06671, and noise equilibrium, 2402.07193."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from _claims.claim import Claim, Numbers, grades, middle
+
+BALANCE = [
+    Claim(
+        "2308.06671",
+        "gradient noise balances layers at the rate of the law: what decayed",
+        "ReLU 20-200-20, SGD: the law's decay over the measured one",
+        "the law",
+        "law_of_balance",
+        lambda s: {"law / measured": s["arms"]["SGD"]["law_over_measured"]},
+        lambda o: grades(
+            abs(middle(o["law / measured"]) - 1) < 0.05, abs(middle(o["law / measured"]) - 1) < 0.3
+        ),
+    ),
+    Claim(
+        "2308.06671",
+        "the same: what remains",
+        "ReLU 20-200-20, SGD",
+        "the law",
+        "law_of_balance",
+        lambda s: {key: s["arms"]["SGD"][key] for key in ("kept", "predicted_kept")},
+        lambda o: grades(
+            abs(middle(o["kept"]) / middle(o["predicted_kept"]) - 1) < 0.05,
+            abs(middle(o["kept"]) / middle(o["predicted_kept"]) - 1) < 0.3,
+        ),
+        cause="4 % of what decays are 11 % of the quarter that remains",
+    ),
+    Claim(
+        "2308.06671",
+        "gradient descent conserves the difference",
+        "ReLU 20-200-20: what remains",
+        "1",
+        "law_of_balance",
+        lambda s: {"kept": s["arms"]["GD"]["kept"]},
+        lambda o: grades(abs(middle(o["kept"]) - 1) < 1e-3, abs(middle(o["kept"]) - 1) < 0.1),
+    ),
+    Claim(
+        "2308.06671",
+        "the stationary density of a product of weights",
+        "stochastic differential equation: mean less the formula's, at T = .05, .1, .2",
+        "closed form",
+        "stationary_density",
+        lambda s: {
+            f"T {t}": s["equation"][t]["mean"]["mean"] - s["equation"][t]["formula"]["mean"]
+            for t in ("0.05", "0.1", "0.2")
+        },
+        lambda o: grades(max(map(abs, o.values())) < 0.01, max(map(abs, o.values())) < 0.1),
+    ),
+    Claim(
+        "2308.06671",
+        "the same density under discrete SGD",
+        "batch size 1: share of chains that diverge",
+        "figures",
+        "stationary_density",
+        lambda s: {f"T {t}": s["sgd"][t]["diverged"] for t in ("0.05", "0.1", "0.2")},
+        lambda o: grades(max(map(middle, o.values())) < 0.01, min(map(middle, o.values())) < 0.01),
+        cause="at batch size 1 the temperature is the learning rate: at .1 and more a step is too large",
+    ),
+]
+
+
+def equilibrium(kind: str, what: str) -> Callable[[dict[str, Any]], Numbers]:
+    """Read a number of the three starts over its closed form."""
+
+    def read(stored: dict[str, Any]) -> Numbers:
+        rows = {k: v for k, v in stored["found"][kind].items() if ":" in k}
+        closed = {"trace": "closed", "top": "closed_top"}[what]
+        return {k: middle(row["sgd"][what]) / middle(row[closed]) for k, row in rows.items()}
+
+    return read
+
+
+def worst(ours: Numbers) -> float:
+    """Return the largest distance from 1."""
+    return float(max(abs(value - 1) for value in ours.values()))
+
+
+def one_value(ours: Numbers) -> str:
+    """Judge whether SGD's ends are one, and that of the closed form."""
+    sgd = [middle(cell) for key, cell in ours.items() if key.endswith("SGD")]
+    apart = middle(ours["kaiming, GD"]) - middle(ours["xavier, GD"])
+    one = max(sgd) - min(sgd) < 0.2 * abs(apart)
+    return grades(one and max(abs(value - 1) for value in sgd) < 0.1, one)
+
+
+NOISE = [
+    Claim(
+        "2402.07193",
+        "SGD ends at one balanced point: imbalance of time averages",
+        "two linear layers, three lopsided starts, uneven noise; gradient descent beside",
+        "0; kept",
+        "noise_equilibrium",
+        lambda s: {
+            f"{how} {k}": s["found"]["uneven"][k][how]["residual"]
+            for how in ("sgd", "gd")
+            for k in ("1:3", "1:1", "3:1")
+        },
+        lambda o: grades(
+            max(middle(c) for k, c in o.items() if "sgd" in k) < 0.1,
+            max(middle(c) for k, c in o.items() if "sgd" in k) < 0.5,
+        ),
+    ),
+    Claim(
+        "2402.07193",
+        "the same, at one moment",
+        "two linear layers, uneven noise",
+        "0",
+        "noise_equilibrium",
+        lambda s: {k: s["found"]["uneven"][k]["sgd"]["instant"] for k in ("1:3", "1:1", "3:1")},
+        lambda o: grades(max(map(middle, o.values())) < 0.1, max(map(middle, o.values())) < 0.5),
+        cause="SGD moves about the point, the further the larger the learning rate over the batch size",
+    ),
+    *(
+        Claim(
+            "2402.07193",
+            f"one sharpness, whatever the start: {name}, {kind} noise",
+            "over its closed form, three starts",
+            "1",
+            "noise_equilibrium",
+            equilibrium(kind, what),
+            lambda o: grades(worst(o) < 0.1, worst(o) < 0.5),
+            cause="the closed form is of the balanced point; weights that fluctuate about it have another "
+            "largest eigenvalue"
+            if what == "top"
+            else "",
+        )
+        for what, name in (("trace", "trace of the Hessian"), ("top", "largest eigenvalue"))
+        for kind in ("even", "uneven")
+    ),
+    *(
+        Claim(
+            "2402.07193",
+            f"noise makes the norm of scale-invariant weights grow for ever, {which}",
+            "squared norm at the end over that at the start; gradient descent, and SGD with decay, beside",
+            "monotone under SGD",
+            "noise_and_scale",
+            lambda s, net=net: (
+                {how: s["norms"][f"net {net}, {how}"]["growth"] for how in ("SGD", "GD", "SGD with decay")}
+                | {"law's error": s["norms"][f"net {net}, SGD"]["law_error"]}
+            ),
+            lambda o: grades(
+                o["SGD"]["low"] > 1.5 > 1.1 > o["GD"]["high"] and o["law's error"]["high"] < 1e-9,
+                o["SGD"]["low"] > o["GD"]["high"],
+            ),
+            cause="not established",
+        )
+        for net, which in (("A", "one scale for all weights"), ("B", "a scale for each layer"))
+    ),
+    Claim(
+        "2402.07193",
+        "SGD takes the sharpness to one value, from Kaiming's and Xavier's start",
+        "trace of the Hessian over the closed form; gradient descent beside",
+        "only Kaiming with warm-up improves it",
+        "noise_and_scale",
+        lambda s: (
+            {
+                f"{start}, {how}": s["sharpness"][f"{start}, {how}"]["end"]
+                for how in ("SGD", "GD")
+                for start in ("kaiming", "kaiming, warm-up", "xavier", "xavier, warm-up")
+            }
+            | {"twice as wide": s["sharpness"]["kaiming, twice as wide, SGD"]["end"]}
+        ),
+        one_value,
+        cause="weights fluctuate about the point, which lengthens them; of twice as many hidden units those "
+        "that are not needed keep a size for long. That warm-up matters is not seen at this rate",
+    ),
+]

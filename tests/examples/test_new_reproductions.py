@@ -1,0 +1,154 @@
+"""The reproductions that train many small networks side by side run, and show what they are for."""
+
+import importlib
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+def run(name, out, *arguments, file=None):
+    command = [
+        sys.executable,
+        str(EXAMPLES / f"{name}.py"),
+        "--smoke",
+        "--out",
+        str(out),
+        *map(str, arguments),
+    ]
+    subprocess.run(command, check=True, capture_output=True, timeout=300)
+    picture = out / f"{file or name}.png"
+    assert picture.stat().st_size > 10_000
+    return json.loads((out / f"{file or name}.json").read_text())
+
+
+def test_relations_rise_with_decay(tmp_path):
+    result = run("canonical_representation", tmp_path)
+    last = str(max(result["config"]["read_at"]))
+    weak, strong = (result["results"][decay][last]["layers"] for decay in ("0.0001", "0.01"))
+    for layer in range(1, 4):  # neither the one on raw data nor the output
+        assert strong[layer]["least"]["low"] > weak[layer]["least"]["high"]
+        assert strong[layer]["a/rank"]["median"] < weak[layer]["a/rank"]["median"]
+        # H_b = W H_a W' and G_a = W' G_b W: one side's exponent is the other's and one.
+        for a, b in (("h_a", "h_b"), ("g_b", "g_a")):
+            assert weak[layer][b]["median"] - weak[layer][a]["median"] == pytest.approx(1, abs=0.2)
+
+
+def test_noise_makes_linear_networks_alike_and_descent_does_not(tmp_path):
+    result = run("trained_apart", tmp_path)["summary"]
+    for place in ("same", "across"):
+        assert result["sgd"][f"{place}_cooled"]["low"] > 0.95
+        assert result["gd"][f"{place}_end"]["median"] < 0.9
+        assert result["quiet"][f"{place}_cooled"]["median"] < 0.92
+        assert result["sgd"][f"{place}_start"] == result["gd"][f"{place}_start"]
+
+
+def test_random_laterals_assemble_if_the_output_s_is_held(tmp_path):
+    result = run("self_assembly_random", tmp_path, file="self_assembly_random_digits")
+    (cell,) = result["compared"].values()
+    assert cell["seeds_beyond_frozen"] == result["config"]["seeds"]
+    assert min(cell["laterals"]) > 0.2
+    assert max(map(abs, cell["laterals_frozen"])) < 0.1
+    arms = {cell["arm"]: cell for cell in result["cells"].values()}
+    assert arms["plain"]["diverged"] == arms["plain"]["seeds"]
+    assert arms["assembled"]["diverged"] == 0
+    assert arms["backprop"]["accuracy"]["low"] > 0.85
+
+
+def test_the_loss_drops_when_units_are_let_go(tmp_path):
+    result = run("staircase_intervention", tmp_path)["results"]
+    early, late = (result[f"all zero, released at {step}"] for step in (200, 400))
+    assert early["halved"] == late["halved"] == early["of"]
+    assert late["steps_until_halved"]["median"] == pytest.approx(
+        early["steps_until_halved"]["median"], rel=0.1
+    )
+    assert result["all zero, never released"]["halved"] == 0
+    assert result["all zero, decay"]["halved"] == 0
+    assert result["all zero, removed, sigma 1"]["halved"] == early["of"]
+
+
+def test_constraints_hold_on_a_network(tmp_path):
+    result = run("mirror_symmetry", tmp_path, file="mirror_symmetry_digits")
+    cells = result["constraints"]
+    for kind in ("sparse", "low_rank"):
+        cell = cells[f"{kind}, decay 0.03"]
+        assert cell[kind]["low"] > 0.4
+        assert cells["plain, decay 0.03"][kind]["high"] < 0.1
+        assert cell["accuracy"]["low"] > 0.8
+        assert math.isclose(cell["gone"]["median"], cell[kind]["median"], abs_tol=0.05)
+
+
+def test_random_labels_are_fitted_and_every_arm_is_told(tmp_path):
+    result = run("plasticity_random_labels", tmp_path, file="plasticity_random_labels_digits")
+    assert {cell["arm"] for cell in result["cells"].values()} == set(result["best"])
+    for cell in result["cells"].values():
+        assert cell["first"]["low"] > 0.9  # 200 images are within reach
+        assert len(cell["course"]) == result["config"]["tasks"]
+    assert result["best"]["decay"]["points_over_decay"] == [0, 0]
+
+
+def test_the_stack_s_adam_is_adam(monkeypatch):
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    example, stacked = (importlib.import_module(name) for name in ("plasticity_random_labels", "_stacked"))
+    stack = stacked.Stack([3, 4, 2], seeds=[0, 1], dtype=torch.float64)
+    points = [torch.zeros_like(weight) for weight in stack.weights]
+    decay = torch.tensor([0.0, 0.1], dtype=torch.float64).view(-1, 1, 1)
+    ours = example.Adam(stack, lr=0.05, decay=decay, points=points)
+    alone = [[w.detach()[k].clone().requires_grad_() for w in stack.weights] for k in range(2)]
+    theirs = [torch.optim.Adam(alone[k], lr=0.05, weight_decay=float(decay[k])) for k in range(2)]
+    x, y = torch.randn(6, 3).double(), torch.randn(6, 2).double()
+    for _ in range(15):
+        ours.step((stack.outputs(x.expand(2, -1, -1)) - y).square().sum())
+        for weights, optimizer in zip(alone, theirs, strict=True):
+            optimizer.zero_grad()
+            (torch.relu(x @ weights[0]) @ weights[1] - y).square().sum().backward()
+            optimizer.step()
+    for k in range(2):
+        for weight, expected in zip(stack.weights, alone[k], strict=True):
+            assert torch.allclose(weight[k], expected, atol=1e-9)
+
+
+def test_collapse_and_alignment_are_told_of_the_same_networks(tmp_path):
+    result = run("collapse_and_alignment", tmp_path, file="collapse_and_alignment_digits")
+    bare, decayed = result["results"]["0"], result["results"]["0.003"]
+    assert bare["train_accuracy"]["low"] > 0.95
+    assert decayed["train_nc1"]["high"] < bare["train_nc1"]["low"]
+    assert decayed["layers"][-1]["a/rga"]["low"] > bare["layers"][-1]["a/rga"]["high"]
+    assert len(bare["layers"]) == result["config"]["depth"]
+    assert result["rank_correlation_with_nc1"]["a/rga"] < 0
+
+
+def test_noise_lengthens_weights_of_a_scale_symmetry_as_the_law_says(tmp_path):
+    result = run("noise_and_scale", tmp_path)
+    for net in "AB":
+        sgd, descent, decayed = (
+            result["norms"][f"net {net}, {how}"] for how in ("SGD", "GD", "SGD with decay")
+        )
+        assert sgd["growth"]["low"] > 1.4
+        assert descent["growth"]["high"] < 1.1
+        assert decayed["growth"]["high"] < 1
+        for cell in (sgd, descent, decayed):
+            assert cell["law_error"]["high"] < 1e-12
+    sharpness = result["sharpness"]
+    noisy, still = (
+        [sharpness[f"{start}, {how}"]["end"]["median"] for start in ("kaiming", "xavier")]
+        for how in ("SGD", "GD")
+    )
+    assert abs(noisy[0] - noisy[1]) < 0.5 * abs(still[0] - still[1])  # one end, whatever the start
+
+
+def test_measured_exponents_name_the_predicted_phases(tmp_path):
+    result = run("feature_phases", tmp_path)
+    assert result["agree"] == {"regime": 1, "pace": 1}
+    for cell in result["cells"]:
+        assert cell["learned"]
+        # r grows as scale * width * variance, the kernel as that times the scale.
+        size = cell["output_scale"] + 1 + cell["var_u"]
+        assert cell["size_exponent"]["median"] == pytest.approx(size, abs=0.12)
+        assert cell["kernel_exponent"]["median"] == pytest.approx(size + cell["output_scale"], abs=0.12)
