@@ -1,5 +1,7 @@
 """``Logs:`` blocks of docstrings: what a monitor logs, parsed, and laid out for Sphinx.
 
+The Sphinx hooks of this project are here as well.
+
 A block begins at a line ``Logs:`` or ``Logs, of what:`` and holds groups of items::
 
     Logs, of each layer:
@@ -149,8 +151,24 @@ def on_docstring(app: Any, what: str, name: str, obj: Any, options: Any, lines: 
     lines[:] = [BAR.sub(lambda m: m[0] if m[1] is None else r"\|", line) for line in lines]
 
 
+def on_missing(app: Any, env: Any, node: Any, content: Any) -> Any:
+    """Find a name of a module below at the sub-package that offers it."""
+    parts = node.get("reftarget", "").split(".")
+    if node.get("refdomain") != "py" or parts[0] != "lightning_sym" or len(parts) < 4:
+        return None
+    for package in (2, 3):
+        for rest in range(package + 1, len(parts)):
+            offered = ".".join([*parts[:package], *parts[rest:]])
+            how = (node["refdoc"], app.builder, node["reftype"], offered, node, content)
+            found = env.get_domain("py").resolve_xref(env, *how)
+            if found is not None:
+                return found
+    return None
+
+
 def setup(app: Any) -> dict[str, Any]:
     """Let Sphinx call :func:`on_docstring` before napoleon reads the docstring."""
     app.setup_extension("sphinx.ext.autodoc")
     app.connect("autodoc-process-docstring", on_docstring, priority=400)
+    app.connect("missing-reference", on_missing)
     return {"parallel_read_safe": True}
