@@ -7,7 +7,7 @@ import html
 import math
 import struct
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from lightning_sym.observe.layers import evenly
 
@@ -98,7 +98,13 @@ def _pieces(points: Sequence[tuple[int, float]]) -> list[list[tuple[int, float]]
     return [piece for piece in pieces if piece]
 
 
-def heat_strips(layers: Mapping[str, Mapping[int, float]], *, title: str, columns: int = 120) -> str:
+def heat_strips(
+    layers: Mapping[str, Mapping[int, float]],
+    *,
+    title: str,
+    steps: Iterable[int] = (),
+    columns: int = 120,
+) -> str:
     """Return layers by time: a row a layer, brighter is higher, one scale for all.
 
     The cells are one small picture, so that the page's size hardly depends on their number.
@@ -106,12 +112,14 @@ def heat_strips(layers: Mapping[str, Mapping[int, float]], *, title: str, column
     Args:
         layers: values by step of each layer, in order; what is not finite is red, what is missing empty.
         title: what the values are.
+        steps: at which other strips of the run have values, so that all have one time axis.
         columns: most points in time.
     """
-    every = dict.fromkeys(sorted({step for curve in layers.values() for step in curve}), 0.0)
-    steps = [step for step, _ in thinned(every, columns)]
+    own = {step for curve in layers.values() for step in curve}
+    every = dict.fromkeys(sorted(own | set(steps)), 0.0)
+    shown = [step for step, _ in thinned(every, columns)]
     values = [v for curve in layers.values() for v in curve.values() if math.isfinite(v)]
-    if not values or not steps:
+    if not values:
         return ""
     names = [list(layers)[i] for i in evenly(len(layers), ROWS)]
     if len(names) < len(layers):
@@ -121,19 +129,19 @@ def heat_strips(layers: Mapping[str, Mapping[int, float]], *, title: str, column
     foot = top + row * len(names) + 18
     parts = []
     for i, name in enumerate(names):
-        shown = name if len(name) <= 28 else "..." + name[-25:]
+        short = name if len(name) <= 28 else "..." + name[-25:]
         said = ", ".join(f"{value:.3g}" for _, value in thinned(layers[name], 2))
         parts.append(
-            f'<text x="{left - 6}" y="{top + row * i + 11}" text-anchor="end">{html.escape(shown)}'
+            f'<text x="{left - 6}" y="{top + row * i + 11}" text-anchor="end">{html.escape(short)}'
             f"<title>{html.escape(name)}: {said}</title></text>"
         )
-    cells = [[_colour(layers[name].get(step), low, high) for step in steps] for name in names]
+    cells = [[_colour(layers[name].get(step), low, high) for step in shown] for name in names]
     scale = [[_colour(float(i), 0.0, 24.0) for i in range(25)]]
     parts.append(_picture(cells, left, top, width - left - 8, row * len(names)))
     parts.append(_picture(scale, left + 130, foot - 9, 200, 10))
     parts.append(
-        f'<text x="{left}" y="{foot}">step {steps[0]}</text>'
-        f'<text x="{width - 8}" y="{foot}" text-anchor="end">step {steps[-1]}</text>'
+        f'<text x="{left}" y="{foot}">step {shown[0]}</text>'
+        f'<text x="{width - 8}" y="{foot}" text-anchor="end">step {shown[-1]}</text>'
         f'<text x="{left + 124}" y="{foot}" text-anchor="end">{low:.3g}</text>'
         f'<text x="{left + 336}" y="{foot}">{high:.3g}</text>'
     )

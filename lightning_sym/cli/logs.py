@@ -118,7 +118,11 @@ def _read_history(run: Run, history: Any) -> None:
         raise ValueError("it holds no list of rows")
     for row in rows:
         for key, value in row.items():
-            if key != "step" and isinstance(value, int | float) and not isinstance(value, bool):
+            if (
+                key not in ("step", "epoch")
+                and isinstance(value, int | float)
+                and not isinstance(value, bool)
+            ):
                 run.add(str(key), int(row.get("step", 0)), float(value))
 
 
@@ -129,6 +133,8 @@ def _read_events(run: Run, file: Path) -> None:
         raise Refused("TensorBoard logs need tensorboard; install it with pip install tensorboard") from error
     events = EventAccumulator(str(file), size_guidance={"scalars": 0}).Reload()
     for key in events.Tags()["scalars"]:
+        if key == "epoch":  # Lightning logs it beside everything
+            continue
         for event in events.Scalars(key):
             run.add(key, int(event.step), float(event.value))
 

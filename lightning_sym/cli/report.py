@@ -137,7 +137,9 @@ def _section(run: Run, name: str) -> str:
         bad = (step for step, value in run.curves[loss].items() if not math.isfinite(value))
         events += [(step, "the loss is not finite") for step in [*bad][:1]]
     chart = line_chart({loss: run.curves[loss]}, events, label="loss") if loss is not None else ""
-    strips = "".join(heat_strips(layers, title=family) for family, layers in strips_of(run).items())
+    families = strips_of(run)
+    steps = {step for layers in families.values() for curve in layers.values() for step in curve}
+    strips = "".join(heat_strips(layers, title=family, steps=steps) for family, layers in families.items())
     broken = [key for key, curve in run.curves.items() if any(not math.isfinite(v) for v in curve.values())]
     gaps = f'<p class="soft">Not finite somewhere: {html.escape(", ".join(broken[:6]))}</p>' if broken else ""
     return (

@@ -79,6 +79,8 @@ def test_charts_show_what_is_there():
     cells = plt.imread(io.BytesIO(base64.b64decode(pictures[0])))
     low, high, red, none = (68, 1, 84, 255), (253, 231, 37, 255), (224, 0, 0, 255), (0, 0, 0, 0)
     assert (255 * cells).round().astype(int).tolist() == [[list(low), list(high)], [list(none), list(red)]]
+    later = charts.heat_strips({"a": {0: 1.0}}, title="t", steps=[0, 50])
+    assert "step 50" in later
     wide = charts.heat_strips({str(i): {0: 1.0} for i in range(500)}, title="t")
     assert "48 of 500 layers" in wide
 
