@@ -15,5 +15,6 @@ from lightning_sym.callbacks.plasticity import PlasticityMonitor as PlasticityMo
 from lightning_sym.callbacks.presets import Monitors as Monitors, monitors as monitors
 from lightning_sym.callbacks.representation import RepresentationProbe as RepresentationProbe
 from lightning_sym.callbacks.sharpness import SharpnessMonitor as SharpnessMonitor
+from lightning_sym.callbacks.signal import SignalMonitor as SignalMonitor
 from lightning_sym.callbacks.syre import Syre as Syre
 from lightning_sym.engine.schedule import EpochEnds as EpochEnds, Every as Every, LogSpaced as LogSpaced

@@ -13,6 +13,7 @@ from lightning_sym.callbacks.alignment import AlignmentMonitor
 from lightning_sym.callbacks.base import Monitor
 from lightning_sym.callbacks.collapse import CollapseMonitor
 from lightning_sym.callbacks.plasticity import PlasticityMonitor
+from lightning_sym.callbacks.signal import SignalMonitor
 from lightning_sym.engine.batch import Locator
 from lightning_sym.engine.lightning import attach
 from lightning_sym.engine.schedule import Schedule
@@ -67,8 +68,8 @@ def monitors(
     ======== ===================================================================== ======= ========
     preset   monitors                                                              layers  interval
     ======== ===================================================================== ======= ========
-    light    collapse, plasticity                                                  4       200
-    standard collapse, plasticity, alignment                                       12      200
+    light    collapse, plasticity, signal                                          4       200
+    standard collapse, plasticity, alignment, signal                               12      200
     full     the same with spectra, PAH exponents and the trainability probe       all     200
     ======== ===================================================================== ======= ========
 
@@ -89,7 +90,7 @@ def monitors(
 
     Example:
         >>> [type(monitor).__name__ for monitor in monitors("light")]
-        ['CollapseMonitor', 'PlasticityMonitor']
+        ['CollapseMonitor', 'PlasticityMonitor', 'SignalMonitor']
     """
     if preset not in ("light", "standard", "full"):
         raise ValueError(f"preset must be 'light', 'standard' or 'full', got {preset!r}")
@@ -106,4 +107,5 @@ def monitors(
     ]
     if preset != "light":
         chosen.append(AlignmentMonitor(exponents=full, **shared))
+    chosen.append(SignalMonitor(**shared))
     return Monitors(chosen)

@@ -23,6 +23,7 @@ from lightning_sym.engine.publish import sorted_out
 from lightning_sym.engine.ranks import RankError
 from lightning_sym.engine.run import Run
 from lightning_sym.engine.schedule import EpochEnds, Every, LogSpaced
+from lightning_sym.observe.functions import FunctionCalls, FunctionWatch
 from lightning_sym.observe.gains import gains
 from lightning_sym.observe.hooks import LayerWatch, has_compiled
 from lightning_sym.observe.layers import Layer, readers, watchable_layers
@@ -70,6 +71,7 @@ class Engine:
         self._armed_at: int | None = None
         self._handles: list[Any] = []
         self._stance: Any = None
+        self._looks: list[FunctionWatch] = []
         self._step = Step()
         self._inside: int | None = None  # the thread that runs the training step now
         self._previous: int | None = None
@@ -236,8 +238,11 @@ class Engine:
     def in_step(self) -> Iterator[None]:
         """Run the module for the step: what passes through it in here, in this thread, is observed."""
         before, self._inside = self._inside, threading.get_ident()
+        looking = any(getattr(monitor, "looks_at_functions", False) for monitor in self.monitors)
         try:
-            yield
+            # A plain loop is inside from first to last: whether a step is observed is asked at each call.
+            with FunctionCalls(lambda: self._looks) if looking else contextlib.nullcontext():
+                yield
         finally:
             self._inside = before
 
@@ -294,7 +299,7 @@ class Engine:
             watch.detach()
         while self._handles:
             self._handles.pop().remove()
-        self._watches, self._due, self._armed_at = {}, [], None
+        self._watches, self._due, self._armed_at, self._looks = {}, [], None, []
         if self._stance is not None:
             stance, self._stance = self._stance, None
             stance.__exit__(None, None, None)
@@ -455,6 +460,8 @@ class Engine:
         )
         if seen.watch is not None:
             seat.layers = seen.watch
+        if seen.look is not None:
+            self._looks.append(seen.look)
 
     def _attempt(self, monitor: Any, where: Callable[[], str], compute: Callable[[], Any]) -> Any:
         """Return what is computed, on all ranks or on none: then one warning, or an error if ``strict``."""
