@@ -35,7 +35,7 @@ class SignalMonitor(Monitor):
         ``signal/<layer>/input_share``, ``signal/<layer>/output_share``: share of the mean square that is
             variance over samples and positions, in [0, 1]; 0: the same for every sample.
         ``signal/<layer>/input_directions``, ``signal/<layer>/directions``: participation ratio of inputs and
-            outputs, from two halves of the samples, at least about 1; of layers of 8 outputs or more.
+            outputs, from two halves of the samples, at least about 1; of layers of 8 outputs (and inputs) or more.
         ``signal/<layer>/gradient``: root mean square of output gradients, of per-sample losses.
         ``signal/<layer>/weight_gradient``: norm of the weight's gradient as the optimizer used it.
         ``signal/<layer>/trained``: 1 if the weight asks for gradients, else 0.
@@ -147,10 +147,13 @@ class SignalMonitor(Monitor):
         error = look.error if look is not None else None
         sums = run.ranks.attempt(lambda: _checked(look, error))
         sums = _added(run.ranks.gather(sums))
-        for layer in seen.layers:
+        order = [] if look is None else list(look.ran)
+        in_order = sorted(seen.every, key=lambda each: order.index(each.name) if each.name in order else -1)
+        for layer in in_order:  # as they ran: the first layer and the last mean something
+            seen.current = layer.name
             for what, value in _of_layer(layer):
                 yield Reading(layer.name, what, value)
-        yield from self._movements(seen, set() if look is None else look.ran)
+        yield from self._movements(seen, set(order))
         for (layer_name, what), values in sums.items():
             if what in _READ and not (what == "made" and (layer_name, "data") not in sums):
                 other = sums.get((layer_name, "data"))
@@ -181,13 +184,17 @@ class SignalMonitor(Monitor):
 
 def _of_layer(layer: LayerObservation) -> Iterator[tuple[str, float]]:
     wide = layer.layer.out_features >= NARROW
-    for side, statistic, directions in (("input", _INPUTS, "input_directions"), ("output", _OUTPUTS, "directions")):
+    for side, statistic, directions in (
+        ("input", _INPUTS, "input_directions"),
+        ("output", _OUTPUTS, "directions"),
+    ):
         found = layer.get(statistic)
         if found is None or found.n < 2:
             continue
         if math.isfinite(found.variance_share):
             yield f"{side}_share", min(max(found.variance_share, 0.0), 1.0)
-        if wide and len(found.mean) <= LARGEST_GRAM:
+        enough = side == "output" or layer.layer.in_features >= NARROW
+        if wide and enough and len(found.mean) <= LARGEST_GRAM:
             ratio = float(split_participation_ratio(*found.covariance_halves))
             if math.isfinite(ratio):
                 yield directions, ratio

@@ -1,3 +1,4 @@
 """Sick or healthy? What readings mean, and what weights alone show, as findings."""
 
 from lightning_sym.diagnosis.finding import Finding as Finding
+from lightning_sym.diagnosis.run import diagnose_run as diagnose_run

@@ -66,14 +66,14 @@ class FunctionWatch:
 
     Attributes:
         sums: by ``(layer, what)``, tensors that add up over calls and ranks.
-        ran: names of layers that were called.
+        ran: names of layers that were called, in their order.
         error: what went wrong in here, if anything; the user's step never sees it.
     """
 
     def __init__(self, root: nn.Module) -> None:
         self._names = layer_names(root)
         self._after = ""
-        self.ran: set[str] = set()
+        self.ran: dict[str, None] = {}
         self._drawn = False
         self._lines: dict[int, tuple[weakref.ref[Tensor], int]] = {}
         self._tables: list[weakref.ref[Tensor]] = []
@@ -107,7 +107,7 @@ class FunctionWatch:
         flags = self._inherited(name, args, kwargs) if self._drawn else 0
         if layer is not None:
             self._after = layer
-            self.ran.add(layer)
+            self.ran.setdefault(layer)
             if name == "embedding":
                 self._tables = [*(t for t in self._tables if t() is not None), weakref.ref(result)]
             elif isinstance(args[0], Tensor) and self._counts(result):
@@ -130,7 +130,10 @@ class FunctionWatch:
             with aside(result.device.type):
                 size = result.detach().abs()
                 ends = torch.minimum(size, 1 - size) if name.endswith("sigmoid") else 1 - size
-                self._add("saturated", torch.stack([(ends < NEAR).sum(), torch.tensor(ends.numel()).to(ends.device)]))
+                self._add(
+                    "saturated",
+                    torch.stack([(ends < NEAR).sum(), torch.tensor(ends.numel()).to(ends.device)]),
+                )
         elif name == "softmax":
             dim = kwargs.get("dim", args[1] if len(args) > 1 else None)
             square = result.ndim == 3 and result.shape[-1] == result.shape[-2]
@@ -230,7 +233,7 @@ class FunctionWatch:
             return  # packed sequences
         weights = args[2]
         self._after = self._names.get(id(weights[1]), self._after)
-        self.ran.add(self._after)
+        self.ran.setdefault(self._after)
         if not self._counts(result[0]):
             return
         with aside(result[0].device.type):

@@ -39,7 +39,11 @@ def reach(name: str, args: tuple[Any, ...]) -> Tensor:
     with torch.enable_grad():
         x = x.clone().requires_grad_()
         state = states if name == "lstm" else states[0]
-        y = call(x, state, weights, args[3], args[4], 0.0, args[6], False, batch_first) if not args[7] else None
+        y = (
+            call(x, state, weights, args[3], args[4], 0.0, args[6], False, batch_first)
+            if not args[7]
+            else None
+        )
         if y is None:
             return torch.full((2,), torch.nan, dtype=torch.float64, device=x.device)
         last_NU = y[0][:, -1] if batch_first else y[0][-1]
