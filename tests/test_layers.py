@@ -33,17 +33,19 @@ LIGHT = {
     "observe": {"functional"},
     "symmetry": {"functional"},
     "optim": {"functional", "symmetry"},
-    "plots": {"functional"},
+    "diagnosis": {"functional"},
+    "plots": {"diagnosis", "functional"},
 }
 ON_LIGHTNING = {
     "engine": {"functional", "observe", "sandbox"},
-    "callbacks": {"engine", "functional", "observe", "optim", "sandbox", "symmetry"},
+    "callbacks": {"diagnosis", "engine", "functional", "observe", "optim", "plots", "sandbox", "symmetry"},
     "modules": {"functional", "losses"},
     "datamodules": {"functional"},
     # Papers stand on everything else; that nothing else names them is what keeps the arrow.
     "papers": {
         "callbacks",
         "datamodules",
+        "diagnosis",
         "engine",
         "functional",
         "losses",
