@@ -6,6 +6,7 @@ from lightning_sym.callbacks.base import Monitor as Monitor
 from lightning_sym.callbacks.circuit import CircuitMonitor as CircuitMonitor
 from lightning_sym.callbacks.collapse import CollapseMonitor as CollapseMonitor
 from lightning_sym.callbacks.composition import CompositionMonitor as CompositionMonitor
+from lightning_sym.callbacks.diagnosis import Diagnosis as Diagnosis
 from lightning_sym.callbacks.eigenmodes import EigenmodeMonitor as EigenmodeMonitor
 from lightning_sym.callbacks.feature_learning import FeatureLearningMonitor as FeatureLearningMonitor
 from lightning_sym.callbacks.hierarchy import HierarchyMonitor as HierarchyMonitor

@@ -59,6 +59,8 @@ class Monitor(Callback):
     runs_module: bool = False
     #: Whether :meth:`prepare` sets ``seen.look``.
     looks_at_functions: bool = False
+    #: Whether it reads what other monitors have read (``seen.others``): then it reads after them.
+    reads_monitors: bool = False
     #: Whether :meth:`read_epoch` is called at the end of every epoch.
     reads_epochs: bool = False
 

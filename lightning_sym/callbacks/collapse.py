@@ -130,7 +130,9 @@ class CollapseMonitor(Monitor):
         self.inputs, self.forward = inputs, forward
         self.histograms = histograms
         self.classes = ClassMeans(targets)
-        self.needs = (_INPUTS, _OUTPUTS, _ACTIVITY, _WEIGHT) + ((self.classes,) if targets is not None else ())
+        self.needs = (_INPUTS, _OUTPUTS, _ACTIVITY, _WEIGHT) + (
+            (self.classes,) if targets is not None else ()
+        )
         self.end_run()
 
     @override
@@ -235,7 +237,9 @@ class CollapseMonitor(Monitor):
         ]
         return sum(shares) / groups
 
-    def _score(self, layer: LayerObservation, outputs: SampleMoments | None, found: dict[str, float]) -> float:
+    def _score(
+        self, layer: LayerObservation, outputs: SampleMoments | None, found: dict[str, float]
+    ) -> float:
         """Return the worst share lost; a finite number whatever was read."""
         lost = [found.get("dead_units", 0.0), 1.0 - found.get("distinct_units", 1.0)]
         if outputs is not None and "numerical_rank" in found:

@@ -12,6 +12,7 @@ from typing_extensions import override
 from lightning_sym.callbacks.alignment import AlignmentMonitor
 from lightning_sym.callbacks.base import Monitor
 from lightning_sym.callbacks.collapse import CollapseMonitor
+from lightning_sym.callbacks.diagnosis import Diagnosis
 from lightning_sym.callbacks.plasticity import PlasticityMonitor
 from lightning_sym.callbacks.signal import SignalMonitor
 from lightning_sym.engine.batch import Locator
@@ -68,8 +69,8 @@ def monitors(
     ======== ===================================================================== ======= ========
     preset   monitors                                                              layers  interval
     ======== ===================================================================== ======= ========
-    light    collapse, plasticity, signal                                          4       200
-    standard collapse, plasticity, alignment, signal                               12      200
+    light    collapse, plasticity, signal, diagnosis                               4       200
+    standard collapse, plasticity, alignment, signal, diagnosis                    12      200
     full     the same with spectra, PAH exponents and the trainability probe       all     200
     ======== ===================================================================== ======= ========
 
@@ -90,7 +91,7 @@ def monitors(
 
     Example:
         >>> [type(monitor).__name__ for monitor in monitors("light")]
-        ['CollapseMonitor', 'PlasticityMonitor', 'SignalMonitor']
+        ['CollapseMonitor', 'PlasticityMonitor', 'SignalMonitor', 'Diagnosis']
     """
     if preset not in ("light", "standard", "full"):
         raise ValueError(f"preset must be 'light', 'standard' or 'full', got {preset!r}")
@@ -108,4 +109,5 @@ def monitors(
     if preset != "light":
         chosen.append(AlignmentMonitor(exponents=full, **shared))
     chosen.append(SignalMonitor(**shared))
+    chosen.append(Diagnosis(every_n_steps=shared["every_n_steps"], strict=strict))
     return Monitors(chosen)

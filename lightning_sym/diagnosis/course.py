@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import bisect
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any
 
 #: Readings that a lasting state needs at the end.
@@ -33,9 +33,20 @@ class Series:
         """The last value."""
         return self.values[-1]
 
-    @cached_property
+    def insert(self, step: int, value: float) -> bool:
+        """Add a value in the order of steps; return whether the step was new."""
+        at = bisect.bisect_left(self.steps, step)
+        if at < len(self.steps) and self.steps[at] == step:
+            return False
+        self.steps.insert(at, step)
+        self.values.insert(at, value)
+        return True
+
+    @property
     def finite(self) -> Series:
         """The same without NaN and Inf."""
+        if all(map(math.isfinite, self.values)):
+            return self
         kept = [(s, v) for s, v in zip(self.steps, self.values, strict=True) if math.isfinite(v)]
         return Series([s for s, _ in kept], [v for _, v in kept])
 
@@ -63,19 +74,29 @@ class Course:
 
     def __init__(self, number: int = 1, fits: int = 1) -> None:
         self.number, self.fits = number, fits
-        self._series: dict[tuple[str, str], dict[int, float]] = {}
+        self._series: dict[str, dict[str, Series]] = {}
         self._order: dict[str, None] = {}
         self._signal: dict[str, None] = {}
+        self._steps: dict[int, None] = {}
+        #: Layer (``""``: the network) and step of each reading that shows something not finite.
+        self.broken: list[tuple[int, str]] = []
 
     def add(self, key: str, step: int, value: float) -> None:
         """Add a reading; of two of one name and step the first counts."""
-        prefix, *middle, what = key.split("/")
+        _, *middle, what = key.split("/")
         layer = "/".join(middle)
-        self._series.setdefault((what, layer), {}).setdefault(step, value)
+        series = self._series.setdefault(what, {}).setdefault(layer, Series())
+        if not series.insert(step, value):
+            return
+        self._steps.setdefault(step)
         if layer:
             self._order.setdefault(layer)
             if what in ("trained", "gradient", "output_share"):
                 self._signal.setdefault(layer)
+        if (what == "nonfinite" and value > 0) or (
+            what in ("loss", "weight_norm", "score") and not math.isfinite(value)
+        ):
+            self.broken.append((step, layer))
 
     @property
     def layers(self) -> list[str]:
@@ -84,29 +105,30 @@ class Course:
 
     def get(self, what: str, layer: str = "") -> Series:
         """Return a series, empty if it was never read."""
-        found = sorted(self._series.get((what, layer), {}).items())
-        return Series([step for step, _ in found], [value for _, value in found])
+        return self._series.get(what, {}).get(layer) or Series()
 
     def of(self, what: str) -> dict[str, Series]:
         """Return a reading of every layer that has it, in the order of layers."""
-        return {layer: self.get(what, layer) for layer in self.layers if (what, layer) in self._series}
+        found = self._series.get(what, {})
+        return {layer: found[layer] for layer in self.layers if layer in found}
 
-    def every(self) -> Iterable[tuple[str, str, Series]]:
+    def every(self) -> Iterator[tuple[str, str, Series]]:
         """Return all readings: what, layer, series."""
-        for what, layer in list(self._series):
-            yield what, layer, self.get(what, layer)
+        for what, layers in self._series.items():
+            for layer, series in layers.items():
+                yield what, layer, series
 
-    @cached_property
+    @property
     def steps(self) -> list[int]:
         """All steps that were read."""
-        return sorted({step for each in self._series.values() for step in each})
+        return sorted(self._steps)
 
-    @cached_property
+    @property
     def loss(self) -> Series:
         """The loss."""
         return self.get("loss")
 
-    @cached_property
+    @property
     def kept_loss(self) -> float | None:
         """The lowest of the last three losses as a share of the first; None where it is not known."""
         loss = self.loss.finite
@@ -120,10 +142,10 @@ class Course:
         kept = self.kept_loss
         return kept is not None and kept <= 0.5
 
-    @cached_property
+    @property
     def adversarial(self) -> bool:
         """Whether two networks play against each other: then the loss says little."""
-        return bool(self.of("spread"))
+        return "spread" in self._series
 
 
 def courses(history: Any) -> list[Course]:

@@ -65,7 +65,14 @@ def diagnose_run(history: Any) -> list[Finding]:
     return _limited(list(found.values()))
 
 
+def diagnose_course(course: Course) -> list[Finding]:
+    """Return the findings of one fit, as :func:`diagnose_run` does of all; none before its first reading."""
+    return _limited(_of_fit(course))
+
+
 def _of_fit(course: Course) -> list[Finding]:
+    if not course.steps:
+        return []
     return _primary([finding for rule in RULES for finding in rule(course)], course)
 
 

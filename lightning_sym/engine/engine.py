@@ -65,7 +65,9 @@ class Engine:
         self.run = run
         self.seconds = dict.fromkeys(SECTIONS, 0.0)
         self.probes, self.held_bytes = 0, 0
-        self._seats = _seated(list(monitors))
+        # Who reads other monitors reads after them, wherever it stands in the user's list.
+        last = sorted(monitors, key=lambda monitor: bool(getattr(monitor, "reads_monitors", False)))
+        self._seats = _seated(last)
         self._watches: dict[str, LayerWatch] = {}
         self._due: list[_Seat] = []
         self._armed_at: int | None = None
@@ -412,6 +414,7 @@ class Engine:
                 [name for name in mine if name not in ran],
                 self.run,
                 monitor.state,
+                others=[each for each in self.monitors if not getattr(each, "reads_monitors", False)],
             )
             began = time.perf_counter()
             found = self._attempt(

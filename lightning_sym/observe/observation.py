@@ -73,6 +73,7 @@ class Observation:
         watch: before a step, the layers to watch from now on instead of those chosen at the start.
         look: before a step, what is to see the calls of torch's functions during it
             (:class:`~lightning_sym.observe.functions.FunctionWatch`).
+        others: the monitors beside it that read this fit, for one that reads what they have read.
         current: the layer that is being read, for error messages.
     """
 
@@ -83,6 +84,7 @@ class Observation:
     state: dict[str, Any] = field(default_factory=dict, repr=False)
     watch: list[Layer] | None = field(default=None, repr=False)
     look: FunctionWatch | None = None
+    others: list[Any] = field(default_factory=list, repr=False)
     current: str = ""
 
     @property

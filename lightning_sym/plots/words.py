@@ -59,7 +59,9 @@ def _ranks(course: Course) -> list[str]:
     dead = [layer for layer in empty if ranks[layer].last == 0]
     alive = [layer for layer in empty if ranks[layer].last > 0]
     if dead:
-        words.append(f"Ranks: the output of {', '.join(dead)} does not vary at all (rank 0), from first to last.")
+        words.append(
+            f"Ranks: the output of {', '.join(dead)} does not vary at all (rank 0), from first to last."
+        )
     if alive:
         words.append(f"Ranks: the output of {', '.join(alive)} did not vary at first (rank 0); it does now.")
     changes = {layer: s.last / s.first for layer, s in ranks.items() if s.first > 0}

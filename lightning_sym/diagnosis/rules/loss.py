@@ -10,6 +10,7 @@ from lightning_sym.diagnosis.finding import Finding
 
 #: A healthy loss is never more than 1.32 of its first in the clinic, adversarial ones aside.
 GROWTH = 4.0
+LAST = 2
 
 
 def divergence(course: Course) -> Iterator[Finding]:
@@ -17,20 +18,16 @@ def divergence(course: Course) -> Iterator[Finding]:
 
     Can't see: a loss that is not told (a plain loop without ``watching.loss``) and stays finite.
     """
-    broken = []
-    for what, layer, series in course.every():
-        if what == "nonfinite" and any(value > 0 for value in series.values):
-            broken.append((next(s for s, v in zip(series.steps, series.values, strict=True) if v > 0), layer))
-        elif what in ("loss", "weight_norm", "score"):
-            bad = [s for s, v in zip(series.steps, series.values, strict=True) if not math.isfinite(v)]
-            broken += [(bad[0], layer)] if bad else []
-    if broken:
-        step, layer = min(broken, key=lambda pair: (pair[0], course.layers.index(pair[1]) if pair[1] else -1))
-        where = f"the readings of {layer}" if layer else "the readings of the loss"
-        yield _finding(course, layer, step, math.inf, f"Training has diverged: {where} are not finite.")
+    if course.broken:
+        step, layer = min(
+            course.broken, key=lambda pair: (pair[0], course.layers.index(pair[1]) if pair[1] else -1)
+        )
+        where = f"readings of {layer}" if layer else "the loss or a summary of the network"
+        verb = "are" if layer else "is"
+        yield _finding(layer, step, math.inf, f"Training has diverged: {where} {verb} not finite.")
         return
     loss = course.loss.finite
-    if len(loss) < LAST + 1 or loss.first <= 0 or course.adversarial:
+    if len(loss) <= LAST or loss.first <= 0 or course.adversarial:
         return
     since = loss.since(lambda value: value > GROWTH * loss.first, last=LAST)
     if since is not None:
@@ -40,10 +37,7 @@ def divergence(course: Course) -> Iterator[Finding]:
         )
 
 
-LAST = 2
-
-
-def _finding(course: Course, layer: str, step: int, value: float, message: str) -> Finding:
+def _finding(layer: str, step: int, value: float, message: str) -> Finding:
     return Finding(
         "divergence",
         "alarm",
