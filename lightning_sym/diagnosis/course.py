@@ -59,6 +59,13 @@ class Series:
             began -= 1
         return self.steps[began]
 
+    def falls_since(self, step: int, *, share: float = 0.5) -> int:
+        """Return from when on it is below a share of its first value, at the latest the step given."""
+        for at in range(len(self) - 1, -1, -1):
+            if self.steps[at] < step and not self.values[at] < share * self.first:
+                return min(step, self.steps[at + 1])
+        return min(step, self.steps[0])
+
 
 class Course:
     """One fit.

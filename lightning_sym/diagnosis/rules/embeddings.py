@@ -24,9 +24,11 @@ def embedding_collapse_complete(course: Course) -> Iterator[Finding]:
     found = []
     if len(variance) and variance.first > 0:
         since = variance.since(lambda value: value < SHRUNK * variance.first)
+        since = since and variance.falls_since(since)
         found += [(since, variance.last / variance.first, SHRUNK, "of its start")] if since else []
     since = share.since(lambda value: value < SHARE)
-    found += [(since, share.last, SHARE, "of its mean square")] if since else []
+    if since is not None:
+        found.append((share.falls_since(since), share.last, SHARE, "of its mean square"))
     if found:
         step, value, limit, of = min(found)
         yield Finding(
@@ -51,7 +53,7 @@ def embedding_collapse_dimensional(course: Course) -> Iterator[Finding]:
             "embedding_collapse_dimensional",
             "alarm",
             "embedding",
-            since,
+            _embedding(course, "rank").falls_since(since),
             value,
             DIRECTIONS,
             f"The embedding has collapsed to a line: its effective rank is {value:.2f}.",

@@ -53,7 +53,7 @@ def exploding_gradients(course: Course) -> Iterator[Finding]:
     """
     layer, series = ratio(course)
     for name, each in ((layer, series), *((n, s.finite) for n, s in course.of("reach").items())):
-        if len(each) and each.steps[0] == course.steps[0] and each.first > EXPLODING and not course.learns:
+        if len(each) and each.steps[0] == course.steps[0] and each.first > EXPLODING:
             yield _finding("exploding_gradients", name, each.steps[0], each.first, EXPLODING, "large")
             return
 

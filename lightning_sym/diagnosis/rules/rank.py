@@ -28,7 +28,7 @@ def rank_collapse(course: Course) -> Iterator[Finding]:
     for layer in course.layers[:-1]:
         since = course.get("directions", layer).since(lambda value: value < DIRECTIONS)
         if since is not None:
-            found[layer] = since
+            found[layer] = course.get("directions", layer).falls_since(since)
     if found:
         layer = next(iter(found))
         value = course.get("directions", layer).last
@@ -43,7 +43,7 @@ def rank_collapse(course: Course) -> Iterator[Finding]:
             found[layer],
             value,
             DIRECTIONS,
-            f"The output of {layer}{others(list(found))} varies in one direction only, and the loss has not "
+            f"The output of {layer}{others(list(found))} varies in one direction at most, and the loss has not "
             "halved.",
             cause,
             "Add residual connections or normalisation, or lower the weight decay.",

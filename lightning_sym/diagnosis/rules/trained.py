@@ -18,9 +18,11 @@ def frozen(course: Course) -> Iterator[Finding]:
     """
     stuck, off = [], []
     moved = course.of("moved")
+    read = len({step for series in moved.values() for step in series.steps})
     for layer, series in moved.items():
         asks = course.get("trained", layer)
-        if len(series) >= 3 and not any(series.values):
+        # Of layers that are not watched only steps that left them as they were are told.
+        if len(series) == read >= 3 and not any(series.values):
             (stuck if asks.last else off).append(layer)
     if stuck and any(any(series.values) for series in moved.values()):
         left_out = [layer for layer in stuck if len(course.get("left_out", layer))]

@@ -10,6 +10,8 @@ from lightning_sym.diagnosis.rules.common import others
 
 #: Healthy runs, normalised and under strong decay, keep .43 and more; sick ones .001 and less.
 VANISHED = 0.1
+#: It began to vanish where it fell below this share for good.
+FELL = 0.9
 
 
 def weights_vanish(course: Course) -> Iterator[Finding]:
@@ -26,7 +28,7 @@ def weights_vanish(course: Course) -> Iterator[Finding]:
         last = min(len(series) - 1, 3)
         since = series.since(lambda value, limit=limit: value < limit, last=last)  # type: ignore[misc]
         if since is not None and series.last <= series.values[-last]:
-            found[layer] = (series.last / series.first, since)
+            found[layer] = (series.last / series.first, series.falls_since(since, share=FELL))
     if found:
         layer = min(found, key=lambda name: found[name][0])
         share, since = found[layer]
