@@ -17,15 +17,16 @@ _SILENT = {"rank_collapse", "vanishing_gradients", "frozen", "lazy_training", "a
 ENTAILS: dict[str, set[str]] = {
     "exploding_gradients": {"divergence", "saturation", "dead_units", "plasticity_loss", *_SILENT},
     "saturation": {"plasticity_loss", "divergence", *_SILENT},
-    "equal_units": {"dead_units", "dead_block", *_SILENT},
-    "dead_block": {"dead_units", "weights_vanish", *_SILENT},
-    "weights_vanish": {"dead_units", "equal_units", "posterior_collapse", *_SILENT},
+    "weights_vanish": {"dead_units", "dead_block", "equal_units", "posterior_collapse", *_SILENT},
+    "dead_block": {"dead_units", "equal_units", *_SILENT},
+    "equal_units": {"dead_units", *_SILENT},
     "dead_units": {"equal_units", "posterior_collapse", *_SILENT},
     "attention_collapse": {"rank_collapse", "vanishing_gradients", "frozen"},
     "posterior_collapse": {"rank_collapse", "weights_vanish", "equal_units", "plasticity_loss"},
     "mode_collapse": {"rank_collapse", "dead_units", "divergence", "plasticity_loss"},
     "embedding_collapse_complete": {"embedding_collapse_dimensional", "weights_vanish", *_SILENT},
     "embedding_collapse_dimensional": {"rank_collapse", "equal_units"},
+    "frozen": {"rank_collapse", "vanishing_gradients", "attention_collapse"},
     "rank_collapse": {"vanishing_gradients", "attention_collapse", "frozen"},
     "plasticity_loss": {"dead_units", "rank_collapse"},
     "vanishing_gradients": {"lazy_training"},
@@ -36,7 +37,7 @@ def diagnose_run(history: Any) -> list[Finding]:
     """Say what is wrong with a run, from what any monitors read of it.
 
     The order of precedence is that of :data:`lightning_sym.diagnosis.rules.RULES`: a finding that entails
-    others (:data:`ENTAILS`) makes notes of them. After divergence everything that was not there at the
+    others (:data:`ENTAILS`) makes notes of them; what is wired wrongly goes first. After divergence everything that was not there at the
     first reading follows from it. At most three kinds of alarm remain; further ones are warnings.
 
     Args:
@@ -92,7 +93,8 @@ def _primary(found: list[Finding], course: Course) -> list[Finding]:
     kept: list[Finding] = []
     explained: dict[str, str] = {}
     diverged = next((f for f in found if f.kind == "divergence"), None)
-    for finding in found:
+    # What is wired wrongly follows from nothing that training does.
+    for finding in sorted(found, key=lambda each: not each.cause.startswith("wiring")):
         by = explained.get(finding.kind)
         late = diverged is not None and finding.step > course.steps[0]
         if by is None and late and finding.kind != "divergence":

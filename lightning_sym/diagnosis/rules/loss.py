@@ -32,8 +32,7 @@ def divergence(course: Course) -> Iterator[Finding]:
     since = loss.since(lambda value: value > GROWTH * loss.first, last=LAST)
     if since is not None:
         ratio = loss.last / loss.first
-        yield _finding("", since, ratio, f"Training has diverged: the loss is {ratio:.3g} times its first."
-        )
+        yield _finding("", since, ratio, f"Training has diverged: the loss is {ratio:.3g} times its first.")
 
 
 def _finding(layer: str, step: int, value: float, message: str) -> Finding:

@@ -43,7 +43,7 @@ def _why(course: Course, layer: str) -> str:
         return "wiring: no gradient reaches it"
     if not any(gradient.values):
         return "the initialisation: its gradient is exactly 0"
-    return "wiring: its gradient is not 0, and yet the optimizer leaves it as it is"
+    return "not known: its gradient is not 0, and yet it stays; the learning rate may be too small"
 
 
 def _finding(course: Course, layers: list[str], words: str, cause: str) -> Finding:
