@@ -35,7 +35,8 @@ class SignalMonitor(Monitor):
         ``signal/<layer>/input_share``, ``signal/<layer>/output_share``: share of the mean square that is
             variance over samples and positions, in [0, 1]; 0: the same for every sample.
         ``signal/<layer>/input_directions``, ``signal/<layer>/directions``: participation ratio of inputs and
-            outputs, from two halves of the samples, at least about 1; of layers of 8 outputs (and inputs) or more.
+            outputs, from two halves of the samples, at least about 1; of layers of 8 outputs (and inputs)
+            or more.
         ``signal/<layer>/gradient``: root mean square of output gradients, of per-sample losses.
         ``signal/<layer>/weight_gradient``: norm of the weight's gradient as the optimizer used it.
         ``signal/<layer>/trained``: 1 if the weight asks for gradients, else 0.
@@ -117,6 +118,7 @@ class SignalMonitor(Monitor):
             if norm is not None:
                 self._gradients[name] = norm
         if _is_plain(run):
+            self._compare(run, optimizer)  # the step before was due, too
             kept = [None if p.grad is None else p.grad.detach().clone() for p in _owned(optimizer)]
             self.state["gradient"], self.state["gradient_at"] = kept, run.step
 
