@@ -121,7 +121,8 @@ class FunctionWatch:
     @staticmethod
     def _counts(result: Tensor) -> bool:
         """Return whether a call belongs to the pass that is trained."""
-        return result.requires_grad and not in_backward() and result.numel() > 0
+        # A parameter that an optimizer adds to asks for gradients, too, but is made of nothing.
+        return result.grad_fn is not None and not in_backward() and result.numel() > 0
 
     def _activation(
         self, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Tensor
