@@ -33,12 +33,12 @@ LIGHT = {
     "observe": {"functional"},
     "symmetry": {"functional"},
     "optim": {"functional", "symmetry"},
-    "plots": {"functional"},
     "diagnosis": {"functional", "observe", "symmetry"},
+    "plots": {"diagnosis", "functional", "observe", "symmetry"},
 }
 ON_LIGHTNING = {
     "engine": {"functional", "observe", "sandbox"},
-    "callbacks": {"engine", "functional", "observe", "optim", "sandbox", "symmetry"},
+    "callbacks": {"diagnosis", "engine", "functional", "observe", "optim", "plots", "sandbox", "symmetry"},
     "modules": {"functional", "losses"},
     "cli": {
         "callbacks",
@@ -59,6 +59,7 @@ ON_LIGHTNING = {
     "papers": {
         "callbacks",
         "datamodules",
+        "diagnosis",
         "engine",
         "functional",
         "losses",

@@ -57,6 +57,10 @@ class Monitor(Callback):
     needs: tuple[Statistic, ...] = ()
     #: Whether it runs the module outside of its step, which needs parameters whole on every rank.
     runs_module: bool = False
+    #: Whether :meth:`prepare` sets ``seen.look``.
+    looks_at_functions: bool = False
+    #: Whether it reads what other monitors have read (``seen.others``): then it reads after them.
+    reads_monitors: bool = False
     #: Whether :meth:`read_epoch` is called at the end of every epoch.
     reads_epochs: bool = False
 

@@ -12,7 +12,9 @@ from typing_extensions import override
 from lightning_sym.callbacks.alignment import AlignmentMonitor
 from lightning_sym.callbacks.base import Monitor
 from lightning_sym.callbacks.collapse import CollapseMonitor
+from lightning_sym.callbacks.diagnosis import Diagnosis
 from lightning_sym.callbacks.plasticity import PlasticityMonitor
+from lightning_sym.callbacks.signal import SignalMonitor
 from lightning_sym.engine.batch import Locator
 from lightning_sym.engine.lightning import attach
 from lightning_sym.engine.schedule import Schedule
@@ -67,8 +69,8 @@ def monitors(
     ======== ===================================================================== ======= ========
     preset   monitors                                                              layers  interval
     ======== ===================================================================== ======= ========
-    light    collapse, plasticity                                                  4       200
-    standard collapse, plasticity, alignment                                       12      200
+    light    collapse, plasticity, signal, diagnosis                               4       200
+    standard collapse, plasticity, alignment, signal, diagnosis                    12      200
     full     the same with spectra, PAH exponents and the trainability probe       all     200
     ======== ===================================================================== ======= ========
 
@@ -89,7 +91,7 @@ def monitors(
 
     Example:
         >>> [type(monitor).__name__ for monitor in monitors("light")]
-        ['CollapseMonitor', 'PlasticityMonitor']
+        ['CollapseMonitor', 'PlasticityMonitor', 'SignalMonitor', 'Diagnosis']
     """
     if preset not in ("light", "standard", "full"):
         raise ValueError(f"preset must be 'light', 'standard' or 'full', got {preset!r}")
@@ -106,4 +108,6 @@ def monitors(
     ]
     if preset != "light":
         chosen.append(AlignmentMonitor(exponents=full, **shared))
+    chosen.append(SignalMonitor(**shared))
+    chosen.append(Diagnosis(every_n_steps=shared["every_n_steps"], strict=strict))
     return Monitors(chosen)

@@ -26,6 +26,7 @@ from lightning_sym.engine.run import Run
 from lightning_sym.engine.schedule import EpochEnds, Every, LogSpaced, Schedule
 from lightning_sym.engine.seats import Seat, seated, wanted_by
 from lightning_sym.observe.coverage import announced, coverage
+from lightning_sym.observe.functions import FunctionCalls, FunctionWatch
 from lightning_sym.observe.gains import gains
 from lightning_sym.observe.hooks import LayerWatch, has_compiled
 from lightning_sym.observe.layers import Layer, readers, watchable_layers
@@ -54,12 +55,15 @@ class Engine:
         self.run = run
         self.seconds = dict.fromkeys(SECTIONS, 0.0)
         self.probes, self.held_bytes = 0, 0
-        self._seats = seated(list(monitors))
+        # Who reads other monitors reads after them, wherever it stands in the user's list.
+        last = sorted(monitors, key=lambda monitor: bool(getattr(monitor, "reads_monitors", False)))
+        self._seats = seated(last)
         self._watches: dict[str, LayerWatch] = {}
         self._due: list[Seat] = []
         self._armed_at: int | None = None
         self._handles: list[Any] = []
         self._stance: Any = None
+        self._looks: list[FunctionWatch] = []
         self._step = Step()
         self._inside: int | None = None  # the thread that runs the training step now
         self._previous: int | None = None
@@ -264,8 +268,11 @@ class Engine:
     def in_step(self) -> Iterator[None]:
         """Run the module for the step: what passes through it in here, in this thread, is observed."""
         before, self._inside = self._inside, threading.get_ident()
+        looking = any(getattr(monitor, "looks_at_functions", False) for monitor in self.monitors)
         try:
-            yield
+            # A plain loop is inside from first to last: whether a step is observed is asked at each call.
+            with FunctionCalls(lambda: self._looks) if looking else contextlib.nullcontext():
+                yield
         finally:
             self._inside = before
 
@@ -328,7 +335,7 @@ class Engine:
             watch.detach()
         while self._handles:
             self._handles.pop().remove()
-        self._watches, self._due, self._armed_at = {}, [], None
+        self._watches, self._due, self._armed_at, self._looks = {}, [], None, []
         if self._stance is not None:
             stance, self._stance = self._stance, None
             stance.__exit__(None, None, None)
@@ -424,6 +431,7 @@ class Engine:
                 [name for name in mine if name not in ran],
                 self.run,
                 monitor.state,
+                others=[each for each in self.monitors if not getattr(each, "reads_monitors", False)],
             )
             began = time.perf_counter()
             found = self._attempt(
@@ -470,6 +478,8 @@ class Engine:
         )
         if seen.watch is not None:
             seat.layers = seen.watch
+        if seen.look is not None:
+            self._looks.append(seen.look)
 
     def _attempt(self, monitor: Any, where: Callable[[], str], compute: Callable[[], Any]) -> Any:
         """Return what is computed, on all ranks or on none: then one warning, or an error if ``strict``."""

@@ -74,6 +74,10 @@ class TrainerRun(Run):
         return name if name == "FSDPStrategy" else super().sharding()
 
     @override
+    def stop(self) -> None:
+        self.trainer.should_stop = True
+
+    @override
     def metric(self, key: str) -> float | None:
         found = self.trainer.callback_metrics.get(key)
         return None if found is None else float(found)

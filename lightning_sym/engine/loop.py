@@ -90,6 +90,7 @@ class LoopRun(Run):
         self.accumulated, self._scaler, self._sinks = accumulate, scaler, sinks
         self._optimizers = optimizers
         self.steps = 0
+        self.stopped = False
         self.sandbox = Sandbox(module, precision=precision or contextlib.nullcontext)
 
     @property
@@ -112,6 +113,10 @@ class LoopRun(Run):
     def loss_scale(self) -> float:  # type: ignore[override]
         """What the gradient scaler multiplies the loss by."""
         return 1.0 if self._scaler is None else float(self._scaler.get_scale())
+
+    @override
+    def stop(self) -> None:
+        self.stopped = True
 
     @override
     def send(self, values: Mapping[str, float], media: Mapping[str, Any], step: int) -> list[str]:
@@ -191,6 +196,11 @@ class Watching:
             self._handles.pop().remove()
         self._window.close()
         self.engine.close(ended=kind is None)
+
+    @property
+    def stop(self) -> bool:
+        """Whether a monitor asks for the loop to end (:class:`~lightning_sym.callbacks.Diagnosis`)."""
+        return self._run.stopped
 
     def batch(self, batch: Any) -> None:
         """Say which batch is run next, at the head of a step (of each of its batches, if several)."""

@@ -92,6 +92,10 @@ class Run:
         if isinstance(found, Tensor) and found.numel() == 1:
             self._returned = found.detach()  # of an optimizer with several evaluations, the last
 
+    def stop(self) -> None:
+        """Ask for the fit to end after this step."""
+        raise NotImplementedError
+
     def function(self, how: str | Callable[..., Any], *, argument: str = "forward") -> Callable[..., Any]:
         """Return what a monitor calls: a method of the module by name, or a function of (module, input).
 

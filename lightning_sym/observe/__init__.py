@@ -16,6 +16,7 @@ from lightning_sym.observe.statistics import (
     Activity as Activity,
     ClassMeans as ClassMeans,
     GradientNoise as GradientNoise,
+    GradientSize as GradientSize,
     SecondMoments as SecondMoments,
     Statistic as Statistic,
     Tally as Tally,

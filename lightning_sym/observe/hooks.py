@@ -164,7 +164,7 @@ class LayerWatch:
         """Return the weight of the one layer that reads this one's units."""
         if self.reader is None or any(hasattr(p, "full_tensor") for p in self.reader.sources()):
             return None
-        return self.reader.blocks().flatten(0, 1)
+        return self.reader.blocks().flatten(0, 1).unflatten(-1, (self.reader.in_units, -1))
 
     def _compare(self, call: Call) -> None:
         """Find out whether the output is W h + b: a subclass may do something else."""

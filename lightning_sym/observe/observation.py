@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from lightning_sym.observe.statistics.statistic import Statistic
 
 if TYPE_CHECKING:
+    from lightning_sym.observe.functions import FunctionWatch
     from lightning_sym.observe.hooks import LayerWatch
     from lightning_sym.observe.layers import Layer
 
@@ -72,6 +73,9 @@ class Observation:
         state: what the monitor keeps from reading to reading: tensors, numbers, strings, lists and dicts.
             It is stored in checkpoints, and empty when a new run begins.
         watch: before a step, the layers to watch from now on instead of those chosen at the start.
+        look: before a step, what is to see the calls of torch's functions during it
+            (:class:`~lightning_sym.observe.functions.FunctionWatch`).
+        others: the monitors beside it that read this fit, for one that reads what they have read.
         current: the layer that is being read, for error messages.
     """
 
@@ -81,6 +85,8 @@ class Observation:
     run: Any = field(default=None, repr=False)
     state: dict[str, Any] = field(default_factory=dict, repr=False)
     watch: list[Layer] | None = field(default=None, repr=False)
+    look: FunctionWatch | None = None
+    others: list[Any] = field(default_factory=list, repr=False)
     current: str = ""
 
     @property

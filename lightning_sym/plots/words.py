@@ -1,108 +1,109 @@
-"""Histories of monitors in plain words."""
+"""Histories of monitors in plain words: a thin form of the findings."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
+
+from lightning_sym.diagnosis import diagnose_run
+from lightning_sym.diagnosis.course import Course, courses
 
 
 def in_words(history: Iterable[Mapping[str, float]]) -> list[str]:
-    """Say in a few sentences what the monitors saw, first against last reading.
+    """Say in a few sentences what the monitors saw.
 
     Args:
         history: rows as in ``callback.history``; histories of several monitors are added.
 
     Returns:
-        One sentence a finding, the network as a whole before single layers; empty for no history.
+        How much was read; one sentence a finding, alarms first (:func:`~lightning_sym.diagnosis.diagnose_run`),
+        or that there is none; then what changed most. Empty for no history.
     """
-    first: dict[str, float] = {}
-    last: dict[str, float] = {}
-    steps: list[float] = []
-    for row in history:
-        steps.append(row["step"])
-        for key, value in row.items():
-            first.setdefault(key, value)
-            last[key] = value
-    if not steps:
+    rows = list(history)
+    fits = courses(rows)
+    if not fits:
         return []
-    words = [f"Read {len(set(steps))} times, from step {min(steps):.0f} to step {max(steps):.0f}."]
-    words += _collapse(first, last)
-    words += _alignment(first, last)
-    words += _plasticity(first, last)
-    return words
+    steps = [step for course in fits for step in course.steps]
+    during = f" in {len(fits)} fits" if len(fits) > 1 else ""
+    words = [f"Read {len(steps)} times{during}, from step {min(steps)} to step {max(steps)}."]
+    told = [finding for finding in diagnose_run(rows) if finding.level != "note"]
+    words += [f"{finding.level.capitalize()}: {finding.message}" for finding in told]
+    last = fits[-1]
+    if not told and not _broken(last):
+        words.append("No alarm: no rule finds anything wrong with what was read.")
+    return words + _not_finite(last) + _ranks(last) + _weights(last) + _means(last)
 
 
-def _layers(readings: Mapping[str, float], quantity: str, what: str) -> dict[str, float]:
-    """Return a reading by layer."""
-    prefix, suffix = f"{quantity}/", f"/{what}"
-    return {
-        key[len(prefix) : -len(suffix)]: value
-        for key, value in readings.items()
-        if key.startswith(prefix) and key.endswith(suffix) and len(key) > len(prefix) + len(suffix)
-    }
+def _broken(course: Course) -> bool:
+    return any(not math.isfinite(value) for _, _, series in course.every() for value in series.values)
 
 
-def _collapse(first: Mapping[str, float], last: Mapping[str, float]) -> list[str]:
-    words = []
-    if "collapse/score" in last:
-        score = last["collapse/score"]
-        verdict = "no sign of collapse" if score < 0.1 else "some collapse" if score < 0.5 else "collapse"
-        words.append(f"Collapse: score {first['collapse/score']:.2f} -> {score:.2f} of 1: {verdict}.")
-    ranks, before = _layers(last, "collapse", "effective_rank"), _layers(first, "collapse", "effective_rank")
-    shrunk = {name: ranks[name] / before[name] for name in ranks if before.get(name, 0) > 0}
-    if shrunk:
-        name = min(shrunk, key=shrunk.__getitem__)
-        verb = "fell" if shrunk[name] < 1 else "grew"
-        words.append(
-            f"Ranks: of {len(shrunk)} layers {name} lost most or gained least: its effective rank {verb} "
-            f"from {before[name]:.1f} to {ranks[name]:.1f}."
-        )
-    doubled = {n: v for n, v in _layers(last, "collapse", "distinct_units").items() if v < 1}
-    if doubled:
-        name = min(doubled, key=doubled.__getitem__)
-        words.append(f"Units: in {name} only {doubled[name]:.0%} of the units differ from one another.")
-    if "collapse/nc1" in first and "collapse/nc1" in last:
-        words.append(
-            f"Neural collapse: spread within classes over spread between them (NC1) "
-            f"{first['collapse/nc1']:.3g} -> {last['collapse/nc1']:.3g}."
-        )
-    return words
-
-
-def _alignment(first: Mapping[str, float], last: Mapping[str, float]) -> list[str]:
-    if "alignment/mean" not in last:
+def _not_finite(course: Course) -> list[str]:
+    """Name what has readings that are no numbers; nothing else is said of it."""
+    bad: dict[str, None] = {}
+    for what, layer, series in course.every():
+        if any(not math.isfinite(value) for value in series.values):
+            bad.setdefault(layer or what)
+    if not bad:
         return []
-    chance = f", where chance gives {last['alignment/null']:.2f}" if "alignment/null" in last else ""
-    words = [
-        f"Alignment: the six relations' mean went from {first['alignment/mean']:.2f} to "
-        f"{last['alignment/mean']:.2f}{chance}."
-    ]
-    sides = {
-        f"{name}/{side}/{relation}": value
-        for side in ("in", "out")
-        for relation in ("rga", "rwa", "gwa")
-        for name, value in _layers(last, "alignment", f"{side}/{relation}").items()
-    }
-    if sides:
-        name = max(sides, key=sides.__getitem__)
-        words.append(f"Best aligned: {name} at {sides[name]:.2f}.")
+    named = ", ".join(list(bad)[:4]) + (f" and {len(bad) - 4} more" if len(bad) > 4 else "")
+    return [f"Readings of {named} are not finite: nothing is concluded from them."]
+
+
+def _ranks(course: Course) -> list[str]:
+    ranks = {layer: s for layer, s in course.of("effective_rank").items() if len(s.finite) == len(s) > 0}
+    if not ranks:
+        return []
+    empty = [layer for layer, series in ranks.items() if series.first == 0]
+    words = []
+    dead = [layer for layer in empty if ranks[layer].last == 0]
+    alive = [layer for layer in empty if ranks[layer].last > 0]
+    if dead:
+        words.append(
+            f"Ranks: the output of {', '.join(dead)} does not vary at all (rank 0), from first to last."
+        )
+    if alive:
+        words.append(f"Ranks: the output of {', '.join(alive)} did not vary at first (rank 0); it does now.")
+    changes = {layer: s.last / s.first for layer, s in ranks.items() if s.first > 0}
+    if changes:
+        name = min(changes, key=changes.__getitem__)
+        series, verb = ranks[name], "fell" if changes[name] < 1 else "went"
+        words.append(
+            f"Ranks: of {len(ranks)} layers {name} lost most or gained least: its effective rank {verb} from "
+            f"{series.first:.1f} to {series.last:.1f}."
+        )
     return words
 
 
-def _plasticity(first: Mapping[str, float], last: Mapping[str, float]) -> list[str]:
+def _weights(course: Course) -> list[str]:
+    norms = {layer: s for layer, s in course.of("weight_norm").items() if len(s.finite) == len(s) > 0}
+    changes = {layer: s.last / s.first for layer, s in norms.items() if s.first > 0}
+    if not changes:
+        return []
+    least, most = min(changes, key=changes.__getitem__), max(changes, key=changes.__getitem__)
     words = []
-    if "plasticity/dormant_units" in last:
+    if changes[least] < 1:
         words.append(
-            f"Plasticity: dormant units {first['plasticity/dormant_units']:.1%} -> "
-            f"{last['plasticity/dormant_units']:.1%} of a layer, on average."
+            f"Weights: the norm of {least} fell most, from {norms[least].first:.3g} to {norms[least].last:.3g}."
         )
-    norms, before = _layers(last, "plasticity", "weight_norm"), _layers(first, "plasticity", "weight_norm")
-    growth = {name: norms[name] / before[name] for name in norms if before.get(name, 0) > 0}
-    if growth:
-        name = max(growth, key=growth.__getitem__)
-        words.append(f"Weights: {name} changed its norm most upwards, by a factor of {growth[name]:.2f}.")
-    if "plasticity/trainability" in last:
+    if changes[most] > 1:
         words.append(
-            f"Trainability: on random targets a copy gets {last['plasticity/trainability']:.2f} times as far "
-            "as a freshly initialised twin."
+            f"Weights: the norm of {most} grew most, from {norms[most].first:.3g} to {norms[most].last:.3g}."
         )
+    return words or ["Weights: no norm has changed."]
+
+
+def _means(course: Course) -> list[str]:
+    """Say how summaries of the whole network went, where they are finite."""
+    sentences = (
+        ("nc1", "Neural collapse: spread within classes over spread between them (NC1) went from {} to {}."),
+        ("mean", "Alignment: the mean of the six relations went from {} to {}."),
+        ("dormant_units", "Plasticity: dormant units went from {} to {} of a layer, on average."),
+        ("trainability", "Trainability on random targets, of a fresh twin's, went from {} to {}."),
+    )
+    words = []
+    for what, sentence in sentences:
+        series = course.get(what)
+        if len(series) and len(series.finite) == len(series):
+            words.append(sentence.format(f"{series.first:.2g}", f"{series.last:.2g}"))
     return words

@@ -6,6 +6,7 @@ from lightning_sym.observe.statistics.gradient_noise import (
     GradientNoise as GradientNoise,
     NoiseMoments as NoiseMoments,
 )
+from lightning_sym.observe.statistics.gradient_size import GradientSize as GradientSize
 from lightning_sym.observe.statistics.second_moments import (
     SampleMoments as SampleMoments,
     SecondMoments as SecondMoments,

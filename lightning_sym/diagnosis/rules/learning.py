@@ -1,0 +1,99 @@
+"""How a network learns: not any more, without features, or at the edge of stability."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator
+
+from lightning_sym.diagnosis.course import Course
+from lightning_sym.diagnosis.finding import Finding
+
+#: Lowest loss of the last 30 % of readings over that of the first: sick 9 to 59, healthy 2.7 and less.
+WORSE, READINGS = 5.0, 10
+#: Largest relative distance of a weight from its start: sick .004, healthy .088 and more.
+MOVED, FALLEN, LAZY_STEP = 0.02, 0.8, 100
+TURN, EDGE = -0.9, (1.7, 2.3)
+
+
+def plasticity_loss(course: Course) -> Iterator[Finding]:
+    """The lowest loss of late readings is five times that of early ones, in a stream that does not end.
+
+    Can't see: tasks of different difficulty; a loss that is not told.
+    """
+    loss = course.loss.finite
+    part = int(0.3 * len(loss))
+    if len(loss) < READINGS or course.adversarial:
+        return
+    early, late = min(loss.values[:part]), min(loss.values[-part:])
+    if early > 0 and late > WORSE * early:
+        step = next(
+            s for s, v in zip(loss.steps[part:], loss.values[part:], strict=True) if v > WORSE * early
+        )
+        yield Finding(
+            "plasticity_loss",
+            "alarm",
+            "",
+            step,
+            late / early,
+            WORSE,
+            f"The network learns worse than it did: the lowest late loss is {late / early:.1f} times the lowest "
+            "early one.",
+            "the stream: units died or features lost rank while tasks changed, or the tasks became harder",
+            "Regularise towards the start, reset dormant units, or normalise layers.",
+        )
+
+
+def lazy_training(course: Course) -> Iterator[Finding]:
+    """The loss falls by a fifth or more while no weight moves by 2 % of its norm: the kernel regime."""
+    distances = {
+        layer: s.finite
+        for layer, s in course.of("distance").items()
+        if any(course.get("moved", layer).values) and len(s.finite)
+    }
+    kept = course.kept_loss
+    if not distances or kept is None or kept > FALLEN or course.steps[-1] < LAZY_STEP:
+        return
+    value = max(series.last for series in distances.values())
+    if value < MOVED:
+        layer = max(distances, key=lambda name: distances[name].last)
+        yield Finding(
+            "lazy_training",
+            "alarm",
+            layer,
+            course.steps[0],
+            value,
+            MOVED,
+            f"The loss falls, and yet no weight has moved further than {value:.2%} of its norm: features stay "
+            "as they were.",
+            "the scale of the initial weights or of the output is too large",
+            "Make the output's scale or the initial weights smaller, or raise the learning rate.",
+        )
+
+
+def edge_of_stability(course: Course) -> Iterator[Finding]:
+    """Successive gradients point against each other and learning rate times curvature is near 2.
+
+    Of plain full-batch SGD without momentum; medians of the last five readings.
+    """
+    turn, edge = course.get("turn").finite, course.get("sharpness").finite
+    if len(turn) < 5 or len(edge) < 5:
+        return
+    value = statistics.median(edge.values[-5:])
+    if statistics.median(turn.values[-5:]) < TURN and EDGE[0] < value < EDGE[1]:
+        began = next(
+            s
+            for i, s in enumerate(turn.steps)
+            if turn.values[i] < TURN and EDGE[0] < edge.values[i] < EDGE[1]
+        )
+        yield Finding(
+            "edge_of_stability",
+            "alarm",
+            "",
+            began,
+            value,
+            2.0,
+            f"Training is at the edge of stability: learning rate times curvature is {value:.2f}, and each step "
+            "turns the gradient round.",
+            "the learning rate is as high as the curvature allows",
+            "Lower the learning rate if the loss oscillates; otherwise it is no harm.",
+        )

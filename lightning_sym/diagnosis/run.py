@@ -1,0 +1,117 @@
+"""From the histories of monitors to findings."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from lightning_sym.diagnosis.course import Course, courses
+from lightning_sym.diagnosis.finding import Finding
+from lightning_sym.diagnosis.rules import RULES
+
+#: Kinds of alarm a run: more would hide what is to be done first.
+MOST_KINDS = 3
+_SILENT = {"rank_collapse", "vanishing_gradients", "frozen", "lazy_training", "attention_collapse"}
+#: What a finding entails: where the first is, the others follow from it and are notes.
+ENTAILS: dict[str, set[str]] = {
+    "exploding_gradients": {"divergence", "saturation", "dead_units", "plasticity_loss", *_SILENT},
+    "saturation": {"plasticity_loss", "divergence", *_SILENT},
+    "weights_vanish": {"dead_units", "dead_block", "equal_units", "posterior_collapse", *_SILENT},
+    "dead_block": {"dead_units", "equal_units", *_SILENT},
+    "equal_units": {"dead_units", *_SILENT},
+    "dead_units": {"equal_units", "posterior_collapse", *_SILENT},
+    "attention_collapse": {"rank_collapse", "vanishing_gradients", "frozen"},
+    "posterior_collapse": {"rank_collapse", "weights_vanish", "equal_units", "plasticity_loss"},
+    "mode_collapse": {"rank_collapse", "dead_units", "divergence", "plasticity_loss"},
+    "embedding_collapse_complete": {"embedding_collapse_dimensional", "weights_vanish", *_SILENT},
+    "embedding_collapse_dimensional": {"rank_collapse", "equal_units"},
+    "frozen": {"rank_collapse", "vanishing_gradients", "attention_collapse"},
+    "rank_collapse": {"vanishing_gradients", "attention_collapse", "frozen"},
+    "plasticity_loss": {"dead_units", "rank_collapse"},
+    "vanishing_gradients": {"lazy_training"},
+}
+
+
+def diagnose_run(history: Any) -> list[Finding]:
+    """Say what is wrong with a run, from what any monitors read of it.
+
+    The order of precedence is that of :data:`lightning_sym.diagnosis.rules.RULES`: a finding that entails
+    others (:data:`ENTAILS`) makes notes of them; what is wired wrongly goes first. After divergence everything that was not there at the
+    first reading follows from it. At most three kinds of alarm remain; further ones are warnings.
+
+    Args:
+        history: rows (``monitor.history``), several lists of rows, a monitor, or several. Rows have a
+            ``step`` and, if there was more than one fit, a ``fit``; each fit is judged by itself, and that
+            many fits learn worse and worse is judged over all of them.
+
+    Returns:
+        Findings, alarms first, each kind and layer once with the step it began.
+
+    Raises:
+        TypeError: if a row is no mapping.
+        ValueError: if a row has no ``step``.
+    """
+    found: dict[tuple[str, str], Finding] = {}
+    fits = courses(history)
+    for course in fits:
+        for finding in _of_fit(course):
+            if course.fits > 1:
+                finding = replace(finding, message=f"Fit {course.number} of {course.fits}: {finding.message}")
+            found.setdefault((finding.kind, finding.layer), finding)
+    if len(fits) > 1:
+        for finding in _of_fit(_joined(fits)):
+            if finding.kind == "plasticity_loss":
+                found.setdefault((finding.kind, finding.layer), finding)
+    return _limited(list(found.values()))
+
+
+def diagnose_course(course: Course) -> list[Finding]:
+    """Return the findings of one fit, as :func:`diagnose_run` does of all; none before its first reading."""
+    return _limited(_of_fit(course))
+
+
+def _of_fit(course: Course) -> list[Finding]:
+    if not course.steps:
+        return []
+    return _primary([finding for rule in RULES for finding in rule(course)], course)
+
+
+def _joined(fits: Sequence[Course]) -> Course:
+    """Return several fits as one, their steps one after another."""
+    whole, before = Course(), 0
+    for course in fits:
+        for what, layer, series in course.every():
+            for step, value in zip(series.steps, series.values, strict=True):
+                whole.add("/".join(part for part in ("fits", layer, what) if part), before + step, value)
+        before += course.steps[-1]
+    return whole
+
+
+def _primary(found: list[Finding], course: Course) -> list[Finding]:
+    """Make notes of what follows from another finding."""
+    kept: list[Finding] = []
+    explained: dict[str, str] = {}
+    diverged = next((f for f in found if f.kind == "divergence"), None)
+    # What is wired wrongly follows from nothing that training does.
+    for finding in sorted(found, key=lambda each: not each.cause.startswith("wiring")):
+        by = explained.get(finding.kind)
+        late = diverged is not None and finding.step > course.steps[0]
+        if by is None and late and finding.kind != "divergence":
+            by = "divergence"
+        if by is not None:
+            kept.append(replace(finding, level="note", cause=f"it follows from {by}"))
+            continue
+        kept.append(finding)
+        for kind in ENTAILS.get(finding.kind, ()):
+            explained.setdefault(kind, finding.kind)
+    return kept
+
+
+def _limited(found: list[Finding]) -> list[Finding]:
+    kinds = list(dict.fromkeys(f.kind for f in found if f.level == "alarm"))[:MOST_KINDS]
+    limited = [
+        replace(f, level="warning") if f.level == "alarm" and f.kind not in kinds else f for f in found
+    ]
+    order = {"alarm": 0, "warning": 1, "note": 2}
+    return sorted(limited, key=lambda finding: order[finding.level])

@@ -1,0 +1,246 @@
+"""Rules on made histories: each sick one is named, each of its healthy look-alikes is not."""
+
+import math
+
+import pytest
+
+from lightning_sym.diagnosis import Finding, diagnose_run
+from lightning_sym.diagnosis.rules import RULES
+
+STEPS = (1, 20, 40, 60, 80, 100, 120, 140, 160, 180, 200)
+
+
+def rows(steps=STEPS, **readings):
+    """Return rows; a reading is a constant, or a value a step. ``a__b`` is the key ``q/a/b``."""
+    made = []
+    for i, step in enumerate(steps):
+        row = {"step": step, "fit": 1}
+        for key, values in readings.items():
+            value = values[i] if isinstance(values, list | tuple) else values
+            if value is not None:
+                row["/".join(["q", *key.split("__")])] = value
+        made.append(row)
+    return made
+
+
+def kinds(history, level="alarm"):
+    return [finding.kind for finding in diagnose_run(history) if finding.level == level]
+
+
+def falling(last, first=1.0):
+    return [first * (last / first) ** (i / (len(STEPS) - 1)) for i in range(len(STEPS))]
+
+
+WIDE = {"a__input_directions": 9.0, "a__directions": 9.0}
+MOVES = {"a__trained": 1.0, "a__moved": 1.0, "z__trained": 1.0, "z__moved": 1.0}
+SICK = {
+    "dead_units": {"a__dead_units": [0.1] * 4 + [0.9] * 7},
+    "equal_units": {**WIDE, "a__distinct_units": 0.1, "a__zero_units": 0.0},
+    "weights_vanish": {"a__weight_norm": falling(1e-3)},
+    "rank_collapse": {"a__input_directions": 9.0, "a__directions": 1.02, "z__directions": 3.0, "loss": 2.0},
+    "divergence": {"loss": [1.0, 1.0, 9.0, 9.0, *[9.0] * 7]},
+    "exploding_gradients": {"a__gradient": 1e3, "z__gradient": 1.0},
+    "vanishing_gradients": {"a__gradient": 1e-6, "z__gradient": 1.0, "loss": 2.0},
+    "saturation": {"a__saturated": 0.9},
+    "frozen": {**MOVES, "b__trained": 1.0, "b__moved": 0.0},
+    "dead_block": {"a__trained": 1.0, "a__added": 1e-8, "z__trained": 1.0},
+    "embedding_collapse_complete": {"embedding__variance": falling(1e-4)},
+    "embedding_collapse_dimensional": {"embedding__rank": falling(1.01, 6.0)},
+    "posterior_collapse": {"a__code": 1e-5},
+    "mode_collapse": {"a__spread": 0.05},
+    "attention_collapse": {"a__attention_least": 1.0, "a__attention_most": 1.0, "a__attention_varies": 0.0},
+    "plasticity_loss": {"loss": [1.0, 0.1, 0.1] + [0.3] * 4 + [0.9] * 4},
+    "lazy_training": {**MOVES, "a__distance": 0.003, "z__distance": 0.001, "loss": falling(0.3)},
+    "edge_of_stability": {"turn": -0.97, "sharpness": 1.95},
+}
+HEALTHY = {
+    "sparse units": {"a__dead_units": 0.67},
+    "dead early, alive later": {"a__dead_units": [0.95] * 8 + [0.4] * 3},
+    "narrow layer (an adapter)": {"a__distinct_units": 0.1, "a__zero_units": 0.0},
+    "zero units": {**WIDE, "a__distinct_units": 0.1, "a__zero_units": 0.9},
+    "shrunk under normalisation": {"a__weight_norm": falling(0.3)},
+    "zero weight that grows": {"a__weight_norm": [0.0, *[1.0] * 10]},
+    "binary head that has learned": {
+        "a__input_directions": 9.0,
+        "a__directions": 1.02,
+        "z__directions": 1.0,
+        "loss": falling(0.05),
+    },
+    "low-rank input": {"a__input_directions": 1.4, "a__directions": 1.02, "z__directions": 3.0, "loss": 2.0},
+    "head of one direction": {
+        "a__input_directions": 9.0,
+        "a__directions": 8.0,
+        "z__directions": 1.0,
+        "loss": 2.0,
+    },
+    "loss of a stream": {"loss": [1.0, 1.3, 0.9, 1.2, 1.0, 1.3, 0.8, 1.2, 0.9, 1.1, 1.0]},
+    "one spike": {"loss": [1.0, 1.0, 9.0, *[0.8] * 8]},
+    "adversarial loss": {"loss": [1.0, *[9.0] * 10], "a__spread": 0.9},
+    "branch that begins at zero": {"a__gradient": [0.0, *[0.5] * 10], "z__gradient": 1.0, "loss": 2.0},
+    "gates that open": {"a__saturated": [0.1, 0.3, *[0.95] * 9]},
+    "warm-up from rate 0": {**MOVES, "b__trained": 1.0, "b__moved": [0.0, *[1.0] * 10]},
+    "frozen backbone": {
+        "a__trained": 0.0,
+        "a__moved": 0.0,
+        "b__trained": 0.0,
+        "b__moved": 0.0,
+        "z__trained": 1.0,
+        "z__moved": 1.0,
+    },
+    "bases beside adapters": {
+        "a__trained": 1.0,
+        "a__moved": 1.0,
+        "b__trained": 0.0,
+        "b__moved": 0.0,
+        "c__trained": 0.0,
+        "c__moved": 0.0,
+        "z__trained": 1.0,
+        "z__moved": 1.0,
+    },
+    "an unwatched layer that paused": {
+        **MOVES,
+        "b__trained": [None, 1.0, *[None] * 9],
+        "b__moved": [None, 0.0, *[None] * 9],
+    },
+    "zero residual": {"a__trained": 1.0, "a__added": [0.0, *[0.2] * 10], "z__trained": 1.0},
+    "a sum after the last layer": {"z__trained": 1.0, "z__added": 1e-9},
+    "embedding that shrinks to scale": {
+        "embedding__variance": falling(0.2),
+        "embedding__variance_share": 0.9,
+    },
+    "embedding of few directions early": {"embedding__rank": [1.2, 1.3, *[3.0] * 9]},
+    "code that wakes up": {"a__code": [1e-5] * 6 + [0.5] * 5},
+    "narrow generator": {"a__spread": 0.41},
+    "one sharp head": {"a__attention_least": 0.001, "a__attention_most": 0.7, "a__attention_varies": 0.5},
+    "flat but varying attention": {
+        "a__attention_least": 0.9995,
+        "a__attention_most": 0.9999,
+        "a__attention_varies": 1e-2,
+    },
+    "features move": {**MOVES, "a__distance": 0.003, "z__distance": 0.2, "loss": falling(0.3)},
+    "not learning yet": {**MOVES, "a__distance": 0.003, "z__distance": 0.001, "loss": 2.0},
+    "minibatch noise": {"turn": 0.05, "sharpness": 1.95},
+}
+
+
+def test_every_rule_has_a_sick_history():
+    assert set(SICK) == {rule.__name__ for rule in RULES}
+
+
+@pytest.mark.parametrize("kind", SICK)
+def test_sick_histories_are_named_and_nothing_else(kind):
+    found = diagnose_run(rows(**SICK[kind]))
+    assert [f.kind for f in found if f.level == "alarm"] == [kind]
+    alarm = found[0]
+    assert isinstance(alarm, Finding)
+    assert alarm.message and alarm.cause and alarm.remedy and alarm.limit > 0
+    assert alarm.step in STEPS
+    assert math.isfinite(alarm.value)
+
+
+@pytest.mark.parametrize("name", HEALTHY)
+def test_healthy_look_alikes_are_excused(name):
+    assert kinds(rows(**HEALTHY[name])) == []
+
+
+@pytest.mark.parametrize("kind", sorted(set(SICK) - {"exploding_gradients", "frozen"}))
+def test_two_readings_are_not_enough(kind):
+    first = rows(**SICK[kind])[:2]
+    assert kind not in kinds(first)
+
+
+def test_a_finding_has_the_step_it_began():
+    (found,) = diagnose_run(rows(**SICK["dead_units"]))
+    assert (found.step, found.layer, found.value, found.limit) == (80, "a", 0.9, 0.85)
+    assert "learning rate" in found.cause
+    (early,) = diagnose_run(rows(a__dead_units=1.0))
+    assert early.step == 1
+    assert "initialisation" in early.cause
+
+
+def test_one_sick_layer_among_many_is_named():
+    many = {f"l{i}__dead_units": 0.1 for i in range(11)}
+    found = diagnose_run(rows(**many, sick__dead_units=1.0))
+    assert [f.layer for f in found] == ["sick"]
+
+
+def test_consequences_are_notes():
+    history = rows(**{**SICK["dead_units"], **SICK["vanishing_gradients"], "a__dead_units": 1.0})
+    assert kinds(history) == ["dead_units"]
+    (note,) = [f for f in diagnose_run(history) if f.level == "note"]
+    assert (note.kind, note.cause) == ("vanishing_gradients", "it follows from dead_units")
+
+
+def test_after_divergence_only_what_was_there_before_counts():
+    sick = {**SICK["divergence"], "a__dead_units": [0.0, 0.0, *[1.0] * 9]}
+    assert kinds(rows(**sick)) == ["divergence"]
+    assert set(kinds(rows(**{**sick, "a__dead_units": 1.0}))) == {"divergence", "dead_units"}
+
+
+def test_wiring_goes_before_what_it_entails():
+    sick = {**SICK["frozen"], **SICK["rank_collapse"]}
+    assert kinds(rows(**sick)) == ["frozen"]
+    alone = {**sick, "b__weight_gradient": 0.0}
+    assert kinds(rows(**alone)) == ["rank_collapse"]  # a gradient of 0 may follow from it
+
+
+def test_at_most_three_kinds_of_alarm():
+    together = {**SICK["mode_collapse"], **SICK["saturation"], **SICK["edge_of_stability"]}
+    together |= {"b__code": 1e-5, **SICK["embedding_collapse_dimensional"]}
+    found = diagnose_run(rows(**together))
+    assert len({f.kind for f in found if f.level == "alarm"}) == 3
+    assert any(f.level == "warning" for f in found)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+@pytest.mark.parametrize("key", ["loss", "a__weight_norm", "score"])
+def test_what_is_not_finite_is_divergence(bad, key):
+    (found,) = [f for f in diagnose_run(rows(**{key: [1.0] * 5 + [bad] * 6})) if f.level == "alarm"]
+    assert (found.kind, found.step) == ("divergence", 100)
+
+
+def test_nan_in_any_reading_breaks_no_rule():
+    every = {key: math.nan for sick in SICK.values() for key in sick}
+    assert kinds(rows(**every)) == ["divergence"]
+
+
+def test_fits_are_told_apart_by_number_and_by_restarts():
+    well, sick = rows(a__dead_units=0.1), rows(a__dead_units=1.0)
+    second = [{**row, "fit": 2} for row in sick]
+    (numbered,) = diagnose_run(well + second)
+    (restarted,) = diagnose_run(well + sick)
+    assert numbered == restarted
+    assert numbered.message.startswith("Fit 2 of 2:")
+    assert diagnose_run(well + [{**row, "fit": 2} for row in well]) == []
+
+
+def test_a_stream_of_fits_that_learns_worse_and_worse():
+    fits = []
+    for number in range(1, 6):
+        loss = 0.1 if number < 3 else 0.9
+        fits += [{**row, "fit": number} for row in rows(steps=(1, 20, 40, 60), loss=[1.0, loss, loss, loss])]
+    assert kinds(fits) == ["plasticity_loss"]
+
+
+def test_histories_come_in_any_shape():
+    class Monitor:
+        def __init__(self, history):
+            self.history = history
+
+    one, other = rows(**SICK["dead_units"]), rows(b__saturated=0.1)
+    expected = diagnose_run(one)
+    assert diagnose_run(one + other) == diagnose_run([one, other]) == expected
+    assert diagnose_run(Monitor(one)) == diagnose_run([Monitor(one), Monitor(other)]) == expected
+    assert diagnose_run([]) == []
+
+
+def test_layers_that_vanish_and_appear():
+    gone = rows(a__dead_units=[0.1] * 5 + [None] * 6, b__dead_units=[None] * 8 + [1.0] * 3)
+    assert [(f.kind, f.layer, f.step) for f in diagnose_run(gone)] == [("dead_units", "b", 160)]
+
+
+def test_wrong_histories_are_refused():
+    with pytest.raises(ValueError, match="must have a step"):
+        diagnose_run([{"a": 1.0}])
+    with pytest.raises(TypeError, match="got int"):
+        diagnose_run([3])
