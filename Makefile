@@ -27,6 +27,7 @@ types: $(READY)
 
 docs: $(READY)  ## build the site into docs/_build; warnings are errors
 	$(BIN)/python docs/_ext/keys.py
+	$(BIN)/python docs/_ext/verdicts.py
 	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build
 
 clean:

@@ -143,7 +143,7 @@ def main() -> None:
     results = {name: evaluate(net, data, **how) for name, net in found.items()}
     names = ("features", "decay", "train_accuracy", "test_accuracy")
     print(table([[name, *(row[n] for n in names)] for name, row in results.items()], ["from", *names]))
-    config = {"method": args.method, "seed": args.seed, "smoke": args.smoke, "images": images[0].name}
+    config = {"method": args.method, "seeds": [args.seed], "smoke": args.smoke, "images": images[0].name}
     save(args.out, "linear_evaluation", {"config": config, "results": results})
 
 
