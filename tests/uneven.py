@@ -11,7 +11,7 @@ from tests.models import data
 
 
 class Uneven(Dataset):
-    """Three batches of eight samples, dealt out in turn: five to the first of two ranks, three to the other."""
+    """Three batches of eight samples, dealt out in turn: five to rank 0 of two ranks, three to the other."""
 
     def __len__(self) -> int:
         return 3

@@ -1,4 +1,4 @@
-"""Write ``docs/papers/verdicts.md``: every claim that was tried, its numbers and its verdict, from ``papers.json``."""
+"""Write ``docs/papers/verdicts.md``: every claim that was tried, its numbers and its verdict."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any
 DOCS = Path(__file__).parent.parent
 HEAD = """# Claims and verdicts
 
-Written by `docs/_ext/verdicts.py` from `docs/results/papers.json`, which `examples/papers_table.py` makes of the
-results of single scripts. Ours: median, and in brackets the least and the largest of the seeds.
+Written by `docs/_ext/verdicts.py` from `docs/results/papers.json`, which `examples/papers_table.py` makes of
+the results of single scripts. Ours: median, and in brackets the least and the largest of the seeds.
 
 | paper | claim | setting | paper | ours | verdict | cause where short |
 |---|---|---|---|---|---|---|

@@ -61,8 +61,8 @@ class CollapseMonitor(Monitor):
             makes the reader plain), in [1/O, 1]. Grouped convolutions are compared within groups; of more
             than 1024 units (a vocabulary) a fixed random 1024 are compared with each other.
         ``collapse/<layer>/zero_units``: fraction of output units with zero incoming weights.
-        ``collapse/<layer>/rank_used``: of a low-rank adapter's product B A, its effective rank over its
-            rank r, in [1/r, 1], or 0 where it is zero; only where the layer is such a pair.
+        ``collapse/<layer>/rank_used``: only where the layer is a low-rank adapter, of its product B A:
+            effective rank over its rank r, in [1/r, 1], or 0 where it is zero.
     and with ``causes``, which symmetry the units fell into (weights after the step; a share is
     there for those kinds of symmetry that :func:`~lightning_sym.symmetry.find_symmetries` proves of
     the layer's output units):

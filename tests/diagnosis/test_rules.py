@@ -133,7 +133,10 @@ def test_sick_histories_are_named_and_nothing_else(kind):
     assert [f.kind for f in found if f.level == "alarm"] == [kind]
     alarm = found[0]
     assert isinstance(alarm, Finding)
-    assert alarm.message and alarm.cause and alarm.remedy and alarm.limit > 0
+    assert alarm.message
+    assert alarm.cause
+    assert alarm.remedy
+    assert alarm.limit > 0
     assert alarm.step in STEPS
     assert math.isfinite(alarm.value)
 

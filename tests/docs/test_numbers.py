@@ -50,7 +50,7 @@ def test_no_number_of_a_result_is_written_by_hand(page):
 def test_some_numbers_are_traced():
     texts = {page.name: page.read_text() for page in PAGES}
     assert TRACED.findall(texts["README.md"])
-    assert len(results.ROLE.findall((ROOT / "docs/papers/index.md").read_text())) > 40
+    assert len(results.ROLE.findall((ROOT / "docs/papers/index.md").read_text())) > 30
     assert len(results.ROLE.findall(texts["benchmarks.md"])) > 30
 
 
