@@ -121,6 +121,7 @@ class SignalMonitor(Monitor):
             self._compare(run, optimizer)  # the step before was due, too
             kept = [None if p.grad is None else p.grad.detach().clone() for p in _owned(optimizer)]
             self.state["gradient"], self.state["gradient_at"] = kept, run.step
+            self.state["gradient_of"] = _batch_print(run.batch)
 
     def _compare(self, run: Run, optimizer: Any, *_: Any) -> None:
         """Compare the gradient of the step after a due one with that of the due one."""
@@ -128,6 +129,9 @@ class SignalMonitor(Monitor):
             return
         before = self.state.pop("gradient")
         del self.state["gradient_at"]
+        of = self.state.pop("gradient_of")
+        if of is None or of != _batch_print(run.batch):
+            return  # two minibatches that pull in turn look the same, and are not
         found = _turn(before, [p.grad for p in _owned(optimizer)])
         if found is not None:
             self.state["turn"] = found
@@ -280,6 +284,15 @@ def _is_plain(run: Run) -> bool:
         return False
     groups = run.optimizers[0].param_groups
     return all(group["momentum"] == 0 and not group["maximize"] for group in groups)
+
+
+def _batch_print(batch: Any) -> int | None:
+    """Return a sum of the bits of a batch's tensors, whatever the order of samples; None without tensors."""
+    if isinstance(batch, Tensor):
+        return int(batch.double().view(torch.int64).sum())
+    parts = batch.values() if isinstance(batch, dict) else batch if isinstance(batch, list | tuple) else ()
+    found = [each for each in map(_batch_print, parts) if each is not None]
+    return sum(found) if found else None
 
 
 def _turn(before: list[Tensor | None], after: list[Tensor | None]) -> tuple[float, float] | None:

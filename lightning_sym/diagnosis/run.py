@@ -15,12 +15,12 @@ MOST_KINDS = 3
 _SILENT = {"rank_collapse", "vanishing_gradients", "frozen", "lazy_training", "attention_collapse"}
 #: What a finding entails: where the first is, the others follow from it and are notes.
 ENTAILS: dict[str, set[str]] = {
-    "exploding_gradients": {"divergence", "saturation", "dead_units", "plasticity_loss", *_SILENT},
+    "exploding_gradients": {"divergence", "dead_units", "plasticity_loss", *_SILENT},
     "saturation": {"plasticity_loss", "divergence", *_SILENT},
     "weights_vanish": {"dead_units", "dead_block", "equal_units", "posterior_collapse", *_SILENT},
     "dead_block": {"dead_units", "equal_units", *_SILENT},
     "equal_units": {"dead_units", *_SILENT},
-    "dead_units": {"equal_units", "posterior_collapse", *_SILENT},
+    "dead_units": {"equal_units", *_SILENT},
     "attention_collapse": {"rank_collapse", "vanishing_gradients", "frozen"},
     "posterior_collapse": {"rank_collapse", "weights_vanish", "equal_units", "plasticity_loss"},
     "mode_collapse": {"rank_collapse", "dead_units", "divergence", "plasticity_loss"},
@@ -93,8 +93,9 @@ def _primary(found: list[Finding], course: Course) -> list[Finding]:
     kept: list[Finding] = []
     explained: dict[str, str] = {}
     diverged = next((f for f in found if f.kind == "divergence"), None)
-    # What is wired wrongly follows from nothing that training does.
-    for finding in sorted(found, key=lambda each: not each.cause.startswith("wiring")):
+    # What is wired wrongly follows from nothing that training does; a dead block lets no gradient in, either.
+    blocked = any(finding.kind == "dead_block" for finding in found)
+    for finding in sorted(found, key=lambda each: blocked or not each.cause.startswith("wiring")):
         by = explained.get(finding.kind)
         late = diverged is not None and finding.step > course.steps[0]
         if by is None and late and finding.kind != "divergence":

@@ -12,8 +12,8 @@ from lightning_sym.diagnosis.rules.common import others
 def frozen(course: Course) -> Iterator[Finding]:
     """A layer that asks for gradients has not moved in any of three steps or more, or is switched off alone.
 
-    Switched off (``requires_grad`` False) counts where layers before and after it are trained, and where no
-    more than a third of all are: frozen backbones, and bases beside adapters, are meant.
+    Switched off (``requires_grad`` False) counts where layers before and after it are trained, and where
+    two at most, and no more than a third, are: frozen backbones, and bases beside adapters, are meant.
     Can't see: whether a frozen first layer is meant.
     """
     stuck, off = [], []
@@ -31,7 +31,7 @@ def frozen(course: Course) -> Iterator[Finding]:
     trained = [i for i, layer in enumerate(moved) if any(moved[layer].values)]
     names = list(moved)
     between = [n for n in off if trained and trained[0] < names.index(n) < trained[-1]]
-    if between and len(off) <= len(moved) / 3:
+    if between and len(off) <= min(2, len(moved) / 3):
         yield _finding(
             course, between, "is frozen between trained layers", "wiring: requires_grad is switched off there"
         )
