@@ -65,7 +65,8 @@ class Diagnosis(Monitor):
         self._forget()
 
     def _forget(self) -> None:
-        self._course, self._taken = Course(), {}
+        self._course = Course()
+        self._taken: dict[Any, Any] = {}
         self._run: Run | None = None
         self._others: list[Any] = []
 

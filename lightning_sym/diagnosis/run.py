@@ -37,8 +37,9 @@ def diagnose_run(history: Any) -> list[Finding]:
     """Say what is wrong with a run, from what any monitors read of it.
 
     The order of precedence is that of :data:`lightning_sym.diagnosis.rules.RULES`: a finding that entails
-    others (:data:`ENTAILS`) makes notes of them; what is wired wrongly goes first. After divergence everything that was not there at the
-    first reading follows from it. At most three kinds of alarm remain; further ones are warnings.
+    others (:data:`ENTAILS`) makes notes of them; what is wired wrongly goes first. After divergence
+    everything that was not there at the first reading follows from it. At most three kinds of alarm remain;
+    further ones are warnings.
 
     Args:
         history: rows (``monitor.history``), several lists of rows, a monitor, or several. Rows have a

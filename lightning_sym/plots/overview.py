@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
@@ -114,7 +115,7 @@ def _draw_strip(
     low, high = limits or (None, None)
     edges = [
         steps[0] - 0.5 if len(steps) == 1 else steps[0],
-        *((a + b) / 2 for a, b in zip(steps, steps[1:], strict=False)),
+        *((a + b) / 2 for a, b in itertools.pairwise(steps)),
     ]
     edges.append(steps[-1] + (0.5 if len(steps) == 1 else 0))
     axis.set_facecolor("#dddddd")  # what was not read

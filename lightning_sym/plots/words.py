@@ -16,8 +16,8 @@ def in_words(history: Iterable[Mapping[str, float]]) -> list[str]:
         history: rows as in ``callback.history``; histories of several monitors are added.
 
     Returns:
-        How much was read; one sentence a finding, alarms first (:func:`~lightning_sym.diagnosis.diagnose_run`),
-        or that there is none; then what changed most. Empty for no history.
+        How much was read; one sentence a finding, alarms first
+        (:func:`~lightning_sym.diagnosis.diagnose_run`), or that there is none; then what changed most. Empty for no history.
     """
     rows = list(history)
     fits = courses(rows)
@@ -84,7 +84,8 @@ def _weights(course: Course) -> list[str]:
     words = []
     if changes[least] < 1:
         words.append(
-            f"Weights: the norm of {least} fell most, from {norms[least].first:.3g} to {norms[least].last:.3g}."
+            f"Weights: the norm of {least} fell most, from {norms[least].first:.3g} to "
+            f"{norms[least].last:.3g}."
         )
     if changes[most] > 1:
         words.append(

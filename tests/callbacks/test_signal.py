@@ -86,7 +86,8 @@ def test_loss_gradients_shares_and_movement_equal_a_slow_twin():
         share = float(((h - mean) ** 2).sum() / (h**2).sum())
         assert row[f"signal/net.{name}/output_share"] == pytest.approx(share)
         assert row[f"signal/net.{name}/trained"] == row[f"signal/net.{name}/moved"] == 1.0
-    assert "signal/net.0/directions" in row and "signal/net.2/directions" not in row  # 3 outputs
+    assert "signal/net.0/directions" in row
+    assert "signal/net.2/directions" not in row  # 3 outputs
 
 
 def test_what_does_not_move_is_told_and_why():
@@ -103,9 +104,10 @@ def test_what_does_not_move_is_told_and_why():
 def test_unwatched_layers_are_told_only_where_they_stay():
     net = mlp(nn.ReLU(), nn.Linear(12, 12), nn.ReLU(), nn.Linear(12, 12), nn.ReLU())
     monitor = SignalMonitor(every_n_steps=1, layers="net.0", strict=True)
-    left_out = lambda parameters: torch.optim.SGD(
-        [p for i, p in enumerate(parameters) if i not in (2, 3)], lr=0.1
-    )
+
+    def left_out(parameters):
+        return torch.optim.SGD([p for i, p in enumerate(parameters) if i not in (2, 3)], lr=0.1)
+
     (row,) = read(net, make=left_out, monitor=monitor)
     assert row["signal/net.2/moved"] == 0.0
     assert row["signal/net.2/left_out"] == 1.0

@@ -37,7 +37,8 @@ def attention_collapse(course: Course) -> Iterator[Finding]:
                 found[layer],
                 series[layer].last,
                 limit,
-                f"Every head of the attention after {layer}{others(list(found))} looks {words}: its entropy is "
+                f"Every head of the attention after {layer}{others(list(found))} looks {words}: "
+                "its entropy is "
                 f"{series[layer].last:.4f} of the most.",
                 began(course, found[layer]),
                 "Scale queries and keys (or normalise them) so that the scores differ, but not by tens.",

@@ -37,7 +37,8 @@ def dead_block(course: Course) -> Iterator[Finding]:
             found[layer],
             value,
             ADDED,
-            f"The block that ends in {layer}{others(list(found))} is dead: what it adds is the same for every "
+            f"The block that ends in {layer}{others(list(found))} is dead: what it adds is the "
+            "same for every "
             "sample.",
             began(course, found[layer]),
             "Look at the block's gain, biases and activations; a block that gets no gradient does not come "

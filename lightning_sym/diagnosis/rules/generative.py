@@ -26,7 +26,8 @@ def posterior_collapse(course: Course) -> Iterator[Finding]:
                 since,
                 series.last,
                 CODE,
-                f"The code after {layer} is unused: no unit's variance over samples exceeds {series.last:.1e}.",
+                f"The code after {layer} is unused: no unit's variance over samples exceeds "
+                f"{series.last:.1e}.",
                 "the objective weighs the prior too much, or the wiring lets the decoder do without the code",
                 "Lower or warm up the weight of the KL term, and see that the decoder needs the code.",
             )
@@ -47,7 +48,8 @@ def mode_collapse(course: Course) -> Iterator[Finding]:
                 since,
                 series.last,
                 SPREAD,
-                f"The generator makes nearly one thing: what {layer} gets of it deviates {series.last:.2f} times "
+                f"The generator makes nearly one thing: what {layer} gets of it deviates "
+                f"{series.last:.2f} times "
                 "as much as data.",
                 "the balance of the two networks' steps and learning rates",
                 "Let the discriminator learn faster than the generator, or show it several samples at once.",

@@ -72,7 +72,8 @@ def _finding(kind: str, layer: str, step: int, value: float, limit: float, much:
         step,
         value,
         limit,
-        f"The gradient {verb} on its way back to {layer}: there it is {value:.1e} times what it is at the end.",
+        f"The gradient {verb} on its way back to {layer}: there it is {value:.1e} times what it "
+        "is at the end.",
         _CAUSE.format(much),
         "Scale the initial weights for the depth (Xavier, He), or add residual connections or normalisation.",
     )

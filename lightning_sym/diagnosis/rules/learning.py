@@ -36,7 +36,8 @@ def plasticity_loss(course: Course) -> Iterator[Finding]:
             step,
             late / early,
             WORSE,
-            f"The network learns worse than it did: the lowest late loss is {late / early:.1f} times the lowest "
+            f"The network learns worse than it did: the lowest late loss is {late / early:.1f} "
+            "times the lowest "
             "early one.",
             "the stream: units died or features lost rank while tasks changed, or the tasks became harder",
             "Regularise towards the start, reset dormant units, or normalise layers.",
@@ -63,7 +64,8 @@ def lazy_training(course: Course) -> Iterator[Finding]:
             course.steps[0],
             value,
             MOVED,
-            f"The loss falls, and yet no weight has moved further than {value:.2%} of its norm: features stay "
+            f"The loss falls, and yet no weight has moved further than {value:.2%} of its norm: "
+            "features stay "
             "as they were.",
             "the scale of the initial weights or of the output is too large",
             "Make the output's scale or the initial weights smaller, or raise the learning rate.",
@@ -92,7 +94,8 @@ def edge_of_stability(course: Course) -> Iterator[Finding]:
             began,
             value,
             2.0,
-            f"Training is at the edge of stability: learning rate times curvature is {value:.2f}, and each step "
+            "Training is at the edge of stability: learning rate times curvature is "
+            f"{value:.2f}, and each step "
             "turns the gradient round.",
             "the learning rate is as high as the curvature allows",
             "Lower the learning rate if the loss oscillates; otherwise it is no harm.",

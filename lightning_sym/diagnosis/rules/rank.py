@@ -43,7 +43,8 @@ def rank_collapse(course: Course) -> Iterator[Finding]:
             found[layer],
             value,
             DIRECTIONS,
-            f"The output of {layer}{others(list(found))} varies in one direction at most, and the loss has not "
+            f"The output of {layer}{others(list(found))} varies in one direction at most, and "
+            "the loss has not "
             "halved.",
             cause,
             "Add residual connections or normalisation, or lower the weight decay.",

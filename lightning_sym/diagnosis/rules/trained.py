@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 from lightning_sym.diagnosis.course import Course
 from lightning_sym.diagnosis.finding import Finding
@@ -16,7 +17,8 @@ def frozen(course: Course) -> Iterator[Finding]:
     two at most, and no more than a third, are: frozen backbones, and bases beside adapters, are meant.
     Can't see: whether a frozen first layer is meant.
     """
-    stuck, off = [], []
+    stuck: list[Any] = []
+    off: list[Any] = []
     moved = course.of("moved")
     read = len({step for series in moved.values() for step in series.steps})
     for layer, series in moved.items():
@@ -54,7 +56,8 @@ def _finding(course: Course, layers: list[str], words: str, cause: str) -> Findi
         course.steps[0],
         0.0,
         1.0,
-        f"The weight of {layers[0]}{others(layers)} {words} in any of {len(course.get('moved', layers[0]))} steps."
+        f"The weight of {layers[0]}{others(layers)} {words} in any of "
+        f"{len(course.get('moved', layers[0]))} steps."
         if "moved" in words
         else f"The weight of {layers[0]}{others(layers)} {words}.",
         cause,
