@@ -232,7 +232,7 @@ class CollapseMonitor(Monitor):
         if groups > 1 and rows == 1:
             return 1.0  # depthwise: no two units share an input
         biases = [None] * groups if weight.bias is None else weight.bias.chunk(groups)
-        if weight.row_grams is not None:  # computed already, and mostly enough to tell that no two units are near
+        if weight.row_grams is not None:  # mostly enough to tell that no two are near
             grams = zip(weight.row_grams, biases, strict=True)
             if not any(_near(gram, bias, tolerance=self.tolerance) for gram, bias in grams):
                 return 1.0
