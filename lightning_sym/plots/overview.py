@@ -46,7 +46,7 @@ def overview(history: Iterable[Mapping[str, float]], *, findings: Sequence[Findi
     course = fits[-1]
     told = [f for f in (diagnose_run(rows) if findings is None else findings) if f.level != "note"]
     strips = [strip for strip in STRIPS if course.of(strip[0])]
-    lines = [line for finding in told for line in _lines(finding)] or ["No finding."]
+    lines = [line for finding in told for line in _lines(finding)] or [("", "No finding.")]
     heights = [1.6, *(0.5 + 0.2 * min(len(course.of(s[0])), 16) for s in strips), 0.4 + 0.2 * len(lines)]
     figure = Figure(figsize=(9, sum(heights) + 0.5), layout="constrained")
     axes = figure.subplots(len(heights), 1, squeeze=False, gridspec_kw={"height_ratios": heights})[:, 0]

@@ -17,7 +17,8 @@ def in_words(history: Iterable[Mapping[str, float]]) -> list[str]:
 
     Returns:
         How much was read; one sentence a finding, alarms first
-        (:func:`~lightning_sym.diagnosis.diagnose_run`), or that there is none; then what changed most. Empty for no history.
+        (:func:`~lightning_sym.diagnosis.diagnose_run`), or that there is none; then what changed most.
+        Empty for no history.
     """
     rows = list(history)
     fits = courses(rows)

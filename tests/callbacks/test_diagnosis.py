@@ -131,13 +131,13 @@ def test_a_plain_loop_is_asked_to_stop():
     watched = monitors("light", every_n_steps=2, strict=True)
     watched[-1].stop_on = ["dead_units"]
     with watch(net, optimizer, watched) as watching:
-        for step in range(1, 13):
+        for _ in range(1, 13):
             optimizer.zero_grad()
             F.cross_entropy(net(x), y).backward()
             optimizer.step()
             if watching.stop:
                 break
-    assert step == 4
+    assert watched[0].history[-1]["step"] == 4
     assert [f.kind for f in watched[-1].findings if f.level == "alarm"] == ["dead_units"]
 
 
