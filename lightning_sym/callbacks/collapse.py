@@ -217,7 +217,7 @@ class CollapseMonitor(Monitor):
             yield "weight_stable_rank", float(squares.sum() / squares[0]) if squares[0] > 0 else 0.0
         if layer.layer.has_input:  # an embedding's rows are inputs, not units
             yield "distinct_units", self._distinct(weight)
-            yield "zero_units", float(zero_units(weight.blocks.flatten(0, 1), weight.bias, rtol=self.rtol))
+            yield "zero_units", float(zero_units(weight.blocks.flatten(0, 1), None, rtol=self.rtol))
 
     def _distinct(self, weight: LayerWeight) -> float:
         groups, rows, _ = weight.blocks.shape
