@@ -220,7 +220,7 @@ class CollapseMonitor(Monitor):
                 yield "rank_used", float(effective_rank_from_eigenvalues(squares)) / layer.layer.largest_rank
         if layer.layer.has_input:  # an embedding's rows are inputs, not units
             yield "distinct_units", self._distinct(weight)
-            yield "zero_units", float(zero_units(weight.blocks.flatten(0, 1), weight.bias, rtol=self.rtol))
+            yield "zero_units", float(zero_units(weight.blocks.flatten(0, 1), None, rtol=self.rtol))
 
     def _distinct(self, weight: LayerWeight) -> float:
         groups, rows, _ = weight.blocks.shape

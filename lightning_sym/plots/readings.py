@@ -58,7 +58,7 @@ def summary(
     Args:
         history: rows as in ``callback.history``: ``step`` and scalars by their keys
             (``<quantity>/<layer>/<what>``, ``<quantity>/<what>``). Histories of several monitors are
-            added: ``summary(collapse.history + alignment.history)``.
+            added: ``summary(collapse.history + alignment.history)``. Several fits are drawn one after another.
         keys: a glob, or several, on ``<quantity>/<what>``; ``None``: everything but details of fits.
         columns: panels a row.
 
@@ -75,7 +75,7 @@ def summary(
 
     if columns < 1:
         raise ValueError(f"columns must be at least 1, got {columns}")
-    panels, layers = _panels(list(history), [keys] if isinstance(keys, str) else keys)
+    panels, layers = _panels(_one_after_another(list(history)), [keys] if isinstance(keys, str) else keys)
     rows = _rows(panels, columns)
     columns = max(len(row) for row in rows)
     figure = Figure(figsize=(2.7 * columns + 1.9, 1.9 * len(rows) + 0.5), layout="constrained")
@@ -124,6 +124,20 @@ def _unevenness(values: Sequence[float]) -> float:
     gaps = [b - a for a, b in itertools.pairwise(values)]
     mean = sum(gaps) / len(gaps)
     return math.sqrt(sum((gap - mean) ** 2 for gap in gaps) / len(gaps)) / mean
+
+
+def _one_after_another(history: list[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Return rows whose steps go on from fit to fit, so that a later fit does not hide an earlier one."""
+    last: dict[float, float] = {}
+    for row in history:
+        fit = float(row.get("fit", 1))
+        last[fit] = max(last.get(fit, 0), row["step"])
+    before, offset = {}, 0.0
+    for fit in sorted(last):
+        before[fit], offset = offset, offset + last[fit]
+    if len(last) < 2:
+        return history
+    return [{**row, "step": row["step"] + before[float(row.get("fit", 1))]} for row in history]
 
 
 def _panels(
