@@ -54,7 +54,7 @@ def overview(history: Iterable[Mapping[str, float]], *, findings: Sequence[Findi
     for axis, (what, title, logarithm, limits) in zip(axes[1:-1], strips, strict=True):
         _draw_strip(figure, axis, course, what, title, logarithm=logarithm, limits=limits)
     axes[-1].axis("off")
-    for i, (level, line) in enumerate(("", line) if isinstance(line, str) else line for line in lines):
+    for i, (level, line) in enumerate(lines):
         axes[-1].text(
             0.0, 1 - (i + 0.5) / len(lines), line, va="center", color=COLOURS.get(level, "black"), fontsize=9
         )
