@@ -58,7 +58,8 @@ def summary(
     Args:
         history: rows as in ``callback.history``: ``step`` and scalars by their keys
             (``<quantity>/<layer>/<what>``, ``<quantity>/<what>``). Histories of several monitors are
-            added: ``summary(collapse.history + alignment.history)``. Several fits are drawn one after another.
+            added: ``summary(collapse.history + alignment.history)``. Several fits are drawn one after
+            another.
         keys: a glob, or several, on ``<quantity>/<what>``; ``None``: everything but details of fits.
         columns: panels a row.
 
