@@ -11,7 +11,7 @@ from tests.models import data
 
 
 class Uneven(Dataset):
-    """Three batches of eight samples, dealt out in turn: five to rank 0 of two ranks, three to the other."""
+    """Three batches of eight samples, of which the first of two ranks has five and the second one three."""
 
     def __len__(self) -> int:
         return 3
@@ -19,7 +19,7 @@ class Uneven(Dataset):
     def __getitem__(self, index: int) -> Any:
         """Return this rank's share."""
         there = torch.distributed.is_initialized() and torch.distributed.get_world_size() == 2
-        share = [[0, 2, 4, 6, 7], [1, 3, 5]][torch.distributed.get_rank()] if there else list(range(8))
+        share = [slice(0, 5), slice(5, 8)][torch.distributed.get_rank()] if there else slice(0, 8)
         return [part[8 * index : 8 * index + 8][share] for part in data()]
 
 

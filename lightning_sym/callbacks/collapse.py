@@ -34,7 +34,10 @@ if TYPE_CHECKING:
 
 #: Most units of a layer that are compared with each other.
 MOST_COMPARED = 1024
-_OUTPUTS, _ACTIVITY, _WEIGHT = SecondMoments("outputs"), Activity(), Weight()
+_INPUTS, _OUTPUTS = SecondMoments("inputs"), SecondMoments("outputs")
+_ACTIVITY, _WEIGHT = Activity(), Weight()
+#: More directions than any layer has.
+UNKNOWN = 2**62
 
 
 class CollapseMonitor(Monitor):
@@ -73,10 +76,12 @@ class CollapseMonitor(Monitor):
         ``collapse/nc1``, ``nc2``, ``nc3``, ``nc4``: neural collapse of its inputs; each is 0 at collapse
             (:class:`~lightning_sym.functional.neural_collapse.NeuralCollapse`).
     and a summary:
-        ``collapse/score``: in [0, 1]; the mean over layers of the worst of three shares: dead input
-            units, doubled output units (1 - ``distinct_units``), output directions out of use
-            (1 - ``numerical_rank`` / its bound min(samples - 1, O, A)). 0: nothing lost; 1: nothing
-            left.
+        ``collapse/score``: in [0, 1], of the trained layer that is worst off (not a mean, which would hide
+            one among many): the largest of three shares of it: dead input units; doubled output units
+            (1 - ``distinct_units``); output directions lost, 1 - ``numerical_rank`` / what could be there:
+            min(samples - 1, A, numerical rank of the layer's own input, O - 1), at least 1. An input of few
+            directions is thus no loss, nor is the one direction of the outputs that a softmax does not see.
+            0: nothing lost anywhere; 1: a layer with nothing left.
         ``collapse/samples``: the least number of samples that a layer's output was read on. Ranks and
             the score depend on it: compare readings of equal ``samples``, and mind a ragged last batch.
     with ``histograms``:
@@ -132,7 +137,8 @@ class CollapseMonitor(Monitor):
         self.inputs, self.forward = inputs, forward
         self.histograms = histograms
         self.classes = ClassMeans(targets)
-        self.needs = (_OUTPUTS, _ACTIVITY, _WEIGHT) + ((self.classes,) if targets is not None else ())
+        self.needs = (_INPUTS, _OUTPUTS, _ACTIVITY, _WEIGHT)
+        self.needs += (self.classes,) if targets is not None else ()
         self.end_run()
 
     @override
@@ -177,7 +183,7 @@ class CollapseMonitor(Monitor):
             if (classes := layer.get(self.classes)) is not None:
                 yield from self._read_classes(classes)
         if scores:
-            yield Reading("", "score", sum(scores) / len(scores))
+            yield Reading("", "score", max(scores))
             yield Reading("", "samples", float(min(counts, default=0)))
 
     def _read_causes(self, layer: LayerObservation) -> Iterator[tuple[str, float]]:
@@ -245,14 +251,25 @@ class CollapseMonitor(Monitor):
         ]
         return sum(shares) / groups
 
-    @staticmethod
-    def _score(layer: LayerObservation, outputs: SampleMoments | None, found: dict[str, float]) -> float:
+    def _score(
+        self, layer: LayerObservation, outputs: SampleMoments | None, found: dict[str, float]
+    ) -> float:
+        """Return the worst share lost; a finite number whatever was read."""
         lost = [found.get("dead_units", 0.0), 1.0 - found.get("distinct_units", 1.0)]
         if outputs is not None and "numerical_rank" in found:
-            width = min(layer.layer.largest_rank, len(outputs.eigenvalues))
-            bound = min(outputs.n - 1, width)
-            lost.append(1.0 - min(found["numerical_rank"] / bound, 1.0))
+            could = min(outputs.n - 1, layer.layer.out_features - 1, len(outputs.eigenvalues))
+            could = min(could, layer.layer.largest_rank)
+            if layer.layer.has_input:
+                could = min(could, self._carried(layer.get(_INPUTS)))
+            lost.append(1.0 - min(found["numerical_rank"] / max(could, 1), 1.0))
         return max((value for value in lost if math.isfinite(value)), default=0.0)
+
+    def _carried(self, inputs: SampleMoments | None) -> int:
+        """Return how many directions a layer's input has; of a wide side that is sampled a lower bound."""
+        if inputs is None or inputs.n < 2:
+            return UNKNOWN
+        rank = int(numerical_rank_from_eigenvalues(inputs.eigenvalues, rtol=self.rtol))
+        return rank if rank < len(inputs.eigenvalues) or inputs.keep is None else UNKNOWN
 
     @staticmethod
     def _read_classes(classes: ClassSums) -> Iterator[Reading]:

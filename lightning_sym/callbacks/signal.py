@@ -16,6 +16,7 @@ from lightning_sym.engine.run import Run
 from lightning_sym.functional.split_halves import split_participation_ratio
 from lightning_sym.observe import GradientSize, Observation, Reading, SecondMoments
 from lightning_sym.observe.functions import FunctionWatch, variances
+from lightning_sym.observe.layers import Layer, choose_layers
 from lightning_sym.observe.observation import LayerObservation
 from lightning_sym.observe.parameters import fingerprint, gradient_norm, kept_entries, parameter_groups
 from lightning_sym.observe.weights import LARGEST_GRAM
@@ -89,6 +90,11 @@ class SignalMonitor(Monitor):
         for handle in getattr(self, "_handles", ()):
             handle.remove()
         self._handles: list[Any] = []
+
+    @override
+    def choose(self, module: nn.Module) -> list[Layer]:
+        """Return the layers to watch, frozen ones among them: whether they are meant to be is a question."""
+        return choose_layers(module, self.layers, max_layers=self.max_layers, frozen=True)[0]
 
     # -- around the step ----------------------------------------------------------------------
 

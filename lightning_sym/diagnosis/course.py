@@ -90,6 +90,8 @@ class Course:
 
     def add(self, key: str, step: int, value: float) -> None:
         """Add a reading; of two of one name and step the first counts."""
+        if "/" not in key:
+            return  # a metric of the user's own
         _, *middle, what = key.split("/")
         layer = "/".join(middle)
         series = self._series.setdefault(what, {}).setdefault(layer, Series())

@@ -43,7 +43,8 @@ COMPARED = 8
 @contextlib.contextmanager
 def aside(device_type: str) -> Iterator[None]:
     """Compute without a graph and without autocast: a product in a hook would be cast down too."""
-    with torch.no_grad(), torch.autocast(device_type, enabled=False):
+    # Function modes are off, too: what is computed here is not the module's.
+    with torch.no_grad(), torch.autocast(device_type, enabled=False), torch._C.DisableTorchFunction():
         yield
 
 

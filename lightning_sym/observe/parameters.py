@@ -31,7 +31,9 @@ def fingerprint(parameters: list[nn.Parameter]) -> int:
 
 
 def kept_entries(layer: Layer) -> Tensor:
-    """Return at most 256 evenly spread entries of a layer's parameters, float64, on the CPU."""
+    """Return at most 256 evenly spread entries of a layer's parameters, float64, on the CPU; of pieces none."""
+    if any(hasattr(p, "full_tensor") for p in layer.sources()):
+        return torch.zeros(0, dtype=torch.float64)
     flat = torch.cat([_here(parameter).flatten() for parameter in layer.sources()])
     index = torch.linspace(0, flat.numel() - 1, min(KEPT, flat.numel()), device=flat.device).round().long()
     return flat[index].double().cpu()
@@ -39,6 +41,8 @@ def kept_entries(layer: Layer) -> Tensor:
 
 def gradient_norm(parameters: list[nn.Parameter]) -> float | None:
     """Return the Euclidean norm of parameters' gradients, or None where there is none."""
+    if any(hasattr(p, "full_tensor") for p in parameters):
+        return None  # a rank has a piece of it
     given = [_here(p.grad) for p in parameters if p.grad is not None]
     given = [g.coalesce().values() if g.is_sparse else g for g in given]
     if not given:

@@ -145,7 +145,7 @@ def test_what_a_block_adds_equals_a_slow_twin(scale):
     net = Residual(scale).double()
     stream = net.first(data()[0])
     added = scale * net.block(stream)
-    sizes = [math.sqrt(float(((t - t.mean(0)) ** 2).sum())) for t in (added, stream)]
+    sizes = [math.sqrt(float(((t - t.mean(0)) ** 2).sum())) for t in (added.detach(), stream.detach())]
     (row,) = read(net)
     assert row["signal/net.block/added"] == pytest.approx(min(sizes) / max(sizes), rel=1e-4, abs=2e-8)
 

@@ -59,7 +59,7 @@ def run(net, monitor, caplog, shape=(4,), **options):
         data = TensorDataset(torch.randn(24, *shape), torch.arange(24) % 3)
         done.fit(Classifier(net), DataLoader(data, batch_size=8))
     assert done.global_step == 3
-    said = [r.getMessage() for r in caplog.records if r.getMessage().startswith("lightning_sym")]
+    said = [r.getMessage() for r in caplog.records if r.getMessage().startswith("lightning_sym reads")]
     return said, [
         str(w.message) for w in caught if "Warning" in w.category.__name__ and "layer" in str(w.message)
     ]

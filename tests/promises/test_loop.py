@@ -137,6 +137,7 @@ def test_an_optimizer_with_a_closure_reads_as_in_a_trainer():
                 def closure(batch: Any = batch) -> Any:
                     optimizer.zero_grad()
                     loss = nn.functional.cross_entropy(module(batch[0]), batch[1])
+                    watching.loss(loss)
                     loss.backward()
                     return loss
 
@@ -208,7 +209,7 @@ def test_a_scaler_needs_batches_to_be_told():
     ):
         for batch in batches("mlp"):
             step(net, optimizer, batch, scaler)
-    assert rows(chosen) == [[], [], []]
+    assert not any(rows(chosen))
 
 
 def test_fabrics_loop_reads_the_same():
