@@ -26,9 +26,9 @@ class Diagnosis(Monitor):
 
     Logs:
         ``findings/alarms``, ``findings/warnings``: how many findings of that level stand now, at least 0.
-        ``findings/text``: new findings, one a line.
-        ``findings/overview``: the picture (:func:`~lightning_sym.plots.overview`); drawn where a finding is
-            new, after 1, 2, 4, 8, ... readings and at the end of the fit.
+        ``findings/text`` (text): new findings, one a line; only where there are some.
+        ``findings/overview`` (picture): :func:`~lightning_sym.plots.overview`; only where a finding is new,
+            after 1, 2, 4, 8, ... readings and at the end of the fit, if something has been read.
 
     Args:
         every_n_steps: an interval in optimizer steps, or a schedule. Step 1 is always due.
@@ -92,8 +92,9 @@ class Diagnosis(Monitor):
         if new:
             yield Reading("", "text", "  \n".join(str(finding) for finding in new))
         seen.state["readings"] = count = seen.state.get("readings", 0) + 1
-        if self.picture and (new or count & (count - 1) == 0):
-            yield Reading("", "overview", partial(_draw, self._rows(), self.findings))
+        rows = self._rows() if self.picture and (new or count & (count - 1) == 0) else []
+        if rows:
+            yield Reading("", "overview", partial(_draw, rows, self.findings))
         if any(f.level == "alarm" and f.kind in self.stop_on for f in self.findings):
             seen.run.stop()
 
@@ -119,8 +120,9 @@ class Diagnosis(Monitor):
             told = [str(finding) for finding in found if finding.level != "note"]
             head = f"lightning_sym after {run.step} steps: {len(told)} findings" if told else ""
             run.tell("\n  ".join([head or f"lightning_sym after {run.step} steps: no finding", *told]))
-            if self.picture:
-                picture = {f"{self.prefix}/overview": partial(_draw, self._rows(), self.findings)}
+            rows = self._rows() if self.picture else []
+            if rows:
+                picture = {f"{self.prefix}/overview": partial(_draw, rows, self.findings)}
                 run.send({}, picture, run.logger_step)
         self._forget()
 

@@ -36,8 +36,7 @@ class SignalMonitor(Monitor):
         ``signal/<layer>/input_share``, ``signal/<layer>/output_share``: share of the mean square that is
             variance over samples and positions, in [0, 1]; 0: the same for every sample.
         ``signal/<layer>/input_directions``, ``signal/<layer>/directions``: participation ratio of inputs and
-            outputs, from two halves of the samples, at least about 1; of layers of 8 outputs (and inputs)
-            or more.
+            outputs, from two halves of the samples, at least about 1; only where there are 8 of them or more.
         ``signal/<layer>/gradient``: root mean square of output gradients, of per-sample losses.
         ``signal/<layer>/weight_gradient``: norm of the weight's gradient as the optimizer used it.
         ``signal/<layer>/trained``: 1 if the weight asks for gradients, else 0.
@@ -46,21 +45,27 @@ class SignalMonitor(Monitor):
         ``signal/<layer>/left_out``: 1, only where a weight asks for gradients and is in no optimizer.
         ``signal/<layer>/distance``: norm of the change since the run's start over the norm then, of (some of)
             the weight's entries, at least 0.
-    of what follows a layer, watched or not, where there is such a thing:
-        ``signal/<layer>/saturated``: share of tanh, sigmoid and gate values within 0.01 of an end, in [0, 1].
-        ``signal/<layer>/added``: where two tensors of one shape are added: the smaller over the larger of
-            their deviations over samples, in [0, 1]; near 0: a block that adds nothing.
-        ``signal/<layer>/reach``: of a recurrent module: gradient of its last output by the first input over
-            that by the last, at least 0.
+    of what follows a layer, watched or not:
+        ``signal/<layer>/saturated``: share of tanh, sigmoid and gate values within 0.01 of an end, in [0, 1];
+            only where there are such values.
+        ``signal/<layer>/added``: the smaller over the larger of two summands' deviations over samples, in
+            [0, 1], near 0 where a block adds nothing; only where two tensors of one shape are added.
+        ``signal/<layer>/reach``: gradient of the last output by the first input over that by the last, at
+            least 0; only where the module is recurrent.
         ``signal/<layer>/attention_least``, ``signal/<layer>/attention_most``: entropy of attention over that
-            of looking at all alike, in [0, 1]: of the sharpest and of the flattest head.
-        ``signal/<layer>/attention_varies``: share of the weights' square that differs between samples.
-        ``signal/<layer>/code``: largest variance over samples of what noise is added to: a VAE's code.
-        ``signal/<layer>/spread``: deviation of what a generator made over that of data, where a layer gets
-            both.
-    of plain full-batch SGD without momentum, of the step after a reading:
-        ``signal/turn``: cosine of two successive gradients, in [-1, 1].
-        ``signal/sharpness``: learning rate times curvature along the gradient; 2: the edge of stability.
+            of looking at all alike, in [0, 1]: of the sharpest and of the flattest head; only where there is
+            attention.
+        ``signal/<layer>/attention_varies``: share of the attention weights' square that differs between
+            samples; only where there is attention.
+        ``signal/<layer>/code``: largest variance over samples of what noise is added to, as to a VAE's code;
+            only where noise is added.
+        ``signal/<layer>/spread``: deviation of what a generator made over that of data; only where a layer
+            gets both.
+    of the step after a reading:
+        ``signal/turn``: cosine of two successive gradients, in [-1, 1]; only when training is plain
+            full-batch SGD without momentum.
+        ``signal/sharpness``: learning rate times curvature along the gradient; 2: the edge of stability; only
+            when ``turn`` is read.
 
     Args:
         every_n_steps: an interval in optimizer steps, or a schedule. Step 1 is always due.

@@ -185,7 +185,9 @@ def test_a_due_step_has_one_packed_sum_and_any_other_no_collective(tmp_path):
         packed = [count for count in step if count > status]
         assert len(packed) == 1, step
         assert sum(count > 3 for count in step) <= 2, step  # the other is the status of what failed
-        assert sum(count == OBJECTS for count in step) == len(chosen) + 1  # the numbers are rank 0's, and what functions showed
+        assert (
+            sum(count == OBJECTS for count in step) == len(chosen) + 1
+        )  # the numbers are rank 0's, and what functions showed
 
 
 class FullyShardedDataParallel(nn.Sequential):

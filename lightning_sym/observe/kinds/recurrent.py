@@ -165,6 +165,7 @@ class Replays:
         try:
             with (
                 torch.set_grad_enabled(wants),
+                torch._C.DisableTorchFunction(),  # what is computed here is not the module's
                 torch.autocast(leaves[0].device.type if leaves else first.device.type, enabled=False),
                 first.booked(),
             ):
