@@ -31,7 +31,7 @@ def fingerprint(parameters: list[nn.Parameter]) -> int:
 
 
 def kept_entries(layer: Layer) -> Tensor:
-    """Return at most 256 evenly spread float64 entries of a layer's parameters, on the CPU; of pieces none."""
+    """Return at most 256 spread float64 entries of a layer's parameters, on the CPU (of pieces none)."""
     if any(hasattr(p, "full_tensor") for p in layer.sources()):
         return torch.zeros(0, dtype=torch.float64)
     flat = torch.cat([_here(parameter).flatten() for parameter in layer.sources()])
