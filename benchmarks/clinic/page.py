@@ -20,6 +20,7 @@ adapters, called frozen) and the kind right in .67; figures of that half after i
 Only the runs listed were scored, of seed 0; the slower ones are still to be run. A lead counts from the
 step at which a finding says it began, which is earlier than the step at which three readings are there
 to tell it.
+Since these runs, saturated gates of recurrent modules are counted otherwise: their figures may shift.
 """
 
 
