@@ -31,10 +31,10 @@ LIGHT = {
     "losses": set(),
     "sandbox": set(),
     "observe": {"functional"},
-    "symmetry": {"functional"},
-    "optim": {"functional", "symmetry"},
-    "diagnosis": {"functional", "observe", "symmetry"},
-    "plots": {"diagnosis", "functional", "observe", "symmetry"},
+    "symmetry": {"functional", "sandbox"},
+    "optim": {"functional", "sandbox", "symmetry"},
+    "diagnosis": {"functional", "observe", "sandbox", "symmetry"},
+    "plots": {"diagnosis", "functional", "observe", "sandbox", "symmetry"},
 }
 ON_LIGHTNING = {
     "engine": {"functional", "observe", "sandbox"},

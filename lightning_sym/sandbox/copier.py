@@ -86,6 +86,7 @@ class Copier:
     def put(self, original: Any, copy: Any) -> Any:
         """Have one object stand for another from now on, and return it."""
         self.memo[id(original)] = copy
+        self.memo[id(copy)] = copy  # it may have entered itself in a registry of its class
         self._kept.append(original)
         return copy
 

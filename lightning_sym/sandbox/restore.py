@@ -6,7 +6,7 @@ import contextlib
 import random
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import Any
 
@@ -18,9 +18,10 @@ from lightning_sym.sandbox.copier import own_classes
 
 
 @contextlib.contextmanager
-def random_states(module: nn.Module, seed: int | None) -> Iterator[None]:
-    """Put the random states back on leaving, and seed them before; those of other devices are not touched."""
-    devices = {tensor.device for tensor in (*module.parameters(), *module.buffers())}
+def random_states(module: nn.Module | None, seed: int | None) -> Iterator[None]:
+    """Put the random states of the CPU and the module's devices back on leaving, and seed them before."""
+    tensors = () if module is None else (*module.parameters(), *module.buffers())
+    devices = {tensor.device for tensor in tensors}
     generators = [torch.default_generator]
     for device in devices:
         if known := getattr(getattr(torch, device.type, None), "default_generators", ()):
@@ -30,16 +31,21 @@ def random_states(module: nn.Module, seed: int | None) -> Iterator[None]:
     with ExitStack() as stack:
         for generator in generators:
             stack.callback(generator.set_state, generator.get_state())
-            if seed is not None:
-                generator.manual_seed(seed)
         stack.callback(random.setstate, random.getstate())
-        if seed is not None:
-            random.seed(seed)
         if (numpy := sys.modules.get("numpy")) is not None:
             stack.callback(numpy.random.set_state, numpy.random.get_state())
-            if seed is not None:
-                numpy.random.seed(seed % 2**32)
+        if seed is not None:
+            reseed(seed, generators)
         yield
+
+
+def reseed(seed: int, generators: Iterable[torch.Generator] = (torch.default_generator,)) -> None:
+    """Seed generators of torch's, Python and numpy, so that a module that draws draws the same each time."""
+    for generator in generators:
+        generator.manual_seed(seed)
+    random.seed(seed)
+    if (numpy := sys.modules.get("numpy")) is not None:
+        numpy.random.seed(seed % 2**32)
 
 
 @contextlib.contextmanager
@@ -111,6 +117,18 @@ class ProcessWide:
                     self._context.__exit__(None, None, None)
 
 
+@contextlib.contextmanager
+def _without_fast_path() -> Iterator[None]:
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
+
+
 EAGER = ProcessWide(lambda: torch.compiler.set_stance("force_eager"))
 PLAIN_ATTENTION = ProcessWide(lambda: sdpa_kernel(SDPBackend.MATH))
 PLAIN_RECURRENCE = ProcessWide(lambda: torch.backends.cudnn.flags(enabled=False))
+#: Without the fused inference path of torch's transformer layers, which hides what is inside.
+NO_FAST_PATH = ProcessWide(_without_fast_path)

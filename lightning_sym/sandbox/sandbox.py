@@ -110,8 +110,8 @@ class Sandbox:
             stack.enter_context(random_states(self.module, seed))
             stack.enter_context(settings_of(self.trainer))
             copier = Copier(self.module)
-            copy = _copy(self.module, copier, self.trainer)
-            stack.callback(_let_go, copy, copier)
+            copy = copy_with(copier, self.module, self.trainer)
+            stack.callback(_let_go, copier)
             stack.enter_context(class_counters(copier.modules))
             if full_precision:
                 _widen(copy)
@@ -345,7 +345,7 @@ def _storage(tensor: Tensor) -> int:
         return 0
 
 
-def _copy(module: nn.Module, copier: Copier, trainer: Any) -> nn.Module:
+def copy_with(copier: Copier, module: nn.Module, trainer: Any = None) -> nn.Module:
     """Copy a module; Lightning's ones hang on the same trainer and say nothing."""
     hung: dict[str, list[Any]] = {"_trainer": [trainer], "_fabric": []}
     for child in module.modules():
@@ -370,7 +370,7 @@ def _copy(module: nn.Module, copier: Copier, trainer: Any) -> nn.Module:
     return copy
 
 
-def _let_go(copy: nn.Module, copier: Copier) -> None:
+def _let_go(copier: Copier) -> None:
     """Cut a copy loose from the trainer and the original."""
     for original in copier.modules:
         child = copier.memo[id(original)]

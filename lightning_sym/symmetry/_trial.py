@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_map
 
-from lightning_sym.symmetry._copies import reseed
+from lightning_sym.sandbox.restore import reseed
 from lightning_sym.symmetry._example import Example, tensors_of
 from lightning_sym.symmetry._precision import InDouble
 from lightning_sym.symmetry._solve import Candidate, touched

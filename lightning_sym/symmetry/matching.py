@@ -10,8 +10,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from lightning_sym.sandbox.restore import reseed
 from lightning_sym.symmetry._align import Alignment, Known
-from lightning_sym.symmetry._copies import Copied, reseed, unnoticed
+from lightning_sym.symmetry._copies import Copied, unnoticed
 from lightning_sym.symmetry._example import Example, tensors_of
 from lightning_sym.symmetry._features import gains_of, is_told, outputs_of
 from lightning_sym.symmetry._gauge import Tensors, approach, balance, distance

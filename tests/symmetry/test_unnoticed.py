@@ -12,6 +12,7 @@ from typing import ClassVar
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.nn.utils import prune
@@ -220,8 +221,8 @@ class Trainer:
         self.logged, self.lock, self.scale = [], threading.Lock(), 2.0
 
 
-class Logs(nn.Module):
-    """Logs as a LightningModule does: through the trainer that it hangs on."""
+class Logs(LightningModule):
+    """Logs through the trainer that it hangs on."""
 
     def __init__(self, trainer: Trainer) -> None:
         super().__init__()
@@ -318,7 +319,17 @@ def test_what_can_not_be_copied_and_what_has_no_shape_yet():
             super().__init__()
             self.net, self.lock = net(), threading.Lock()
 
-    with pytest.raises(TypeError, match=r"deepcopy can copy, and Held is not: cannot pickle"):
-        find_symmetries(Held(), X)
+        def forward(self, x: Tensor) -> Tensor:
+            with self.lock:
+                return self.net(x)
+
+    assert kinds(Held()) == BOTH  # a lock is replaced by one of the copy's own
+
+    class Refuses(Held):
+        def __reduce_ex__(self, protocol):
+            raise RuntimeError("out of reach")
+
+    with pytest.raises(TypeError, match=r"can be copied, got Refuses: .*out of reach"):
+        find_symmetries(Refuses(), X)
     with pytest.raises(ValueError, match="module must have been run once: it has lazy parameters"):
         find_symmetries(nn.Sequential(nn.LazyLinear(6), nn.ReLU(), nn.Linear(6, 3)), X)
