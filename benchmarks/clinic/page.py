@@ -14,12 +14,12 @@ NOTE = """
 ## How far these figures can be trusted
 
 Limits come from the tuning half, but for the limits of attention, gates and blocks: whoever proposed
-them had seen readings of both halves. When the reported half was first scored (45 fits, 18 sick), before
-the excuse for adapters was written, sensitivity was .89, false alarms .15 (four healthy fits with
-adapters, called frozen) and the kind right in .67; figures of that half after it are no longer blind.
-Only the runs listed were scored, of seed 0; the slower ones are still to be run. A lead counts from the
-step at which a finding says it began, which is earlier than the step at which three readings are there
-to tell it.
+them had seen readings of both halves. When the reported half was first scored (45 fits, 18 sick;
+noted at the time, the file was not kept), before the excuse for adapters was written, sensitivity was .89,
+false alarms .15 (four healthy fits with adapters, called frozen) and the kind right in .67; figures of
+that half after it are no longer blind. Only the runs listed were scored, of seed 0; the slower ones are
+still to be run. A lead counts from the step at which a finding says it began, which is earlier than the
+step at which three readings are there to tell it.
 Since these runs, saturated gates of recurrent modules are counted otherwise: their figures may shift.
 """
 

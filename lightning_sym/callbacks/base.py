@@ -57,8 +57,6 @@ class Monitor(Callback):
     needs: tuple[Statistic, ...] = ()
     #: Whether it runs the module outside of its step, which needs parameters whole on every rank.
     runs_module: bool = False
-    #: Whether :meth:`prepare` sets ``seen.look``.
-    looks_at_functions: bool = False
     #: Whether it reads what other monitors have read (``seen.others``): then it reads after them.
     reads_monitors: bool = False
     #: Whether :meth:`read_epoch` is called at the end of every epoch.
@@ -223,3 +221,8 @@ def within(name: str, value: float, low: float, high: float) -> None:
     """
     if not low <= value < high:
         raise ValueError(f"{name} must be in [{low}, {high}), got {value}")
+
+
+def named(how: Any) -> Any:
+    """Return what tells a function given as an argument from another, the same in every process."""
+    return how if isinstance(how, int | str | None) else getattr(how, "__qualname__", type(how).__name__)

@@ -12,7 +12,7 @@ from torch.nn import UninitializedParameter
 from typing_extensions import override
 
 from lightning_sym._names import clean_name
-from lightning_sym.callbacks.base import Monitor
+from lightning_sym.callbacks.base import Monitor, named
 from lightning_sym.engine.ranks import Ranks
 from lightning_sym.engine.run import Run
 from lightning_sym.engine.schedule import EpochEnds, Schedule
@@ -116,9 +116,7 @@ class CircuitMonitor(Monitor):
 
     @override
     def settings(self) -> dict[str, Any]:
-        named = isinstance(self.loss, str | None)
-        loss = self.loss if named else getattr(self.loss, "__qualname__", type(self.loss).__name__)
-        return {**super().settings(), "loss": loss}
+        return {**super().settings(), "loss": named(self.loss)}
 
     @override
     def end_run(self) -> None:

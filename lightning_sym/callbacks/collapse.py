@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_sym.callbacks.base import Monitor, within
+from lightning_sym.callbacks.base import Monitor, named, within
 from lightning_sym.callbacks.symmetries import symmetries_of
 from lightning_sym.engine.batch import Locator
 from lightning_sym.engine.schedule import Schedule
@@ -143,8 +143,7 @@ class CollapseMonitor(Monitor):
 
     @override
     def settings(self) -> dict[str, Any]:
-        targets = getattr(self.targets, "__qualname__", self.targets)
-        return {**super().settings(), "targets": targets}
+        return {**super().settings(), "targets": named(self.targets)}
 
     @override
     def end_run(self) -> None:

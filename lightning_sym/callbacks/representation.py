@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_sym.callbacks.base import Monitor, at_least
+from lightning_sym.callbacks.base import Monitor, at_least, named
 from lightning_sym.engine.batch import Arguments, Locator, cut, find_targets, locate, rows_of
 from lightning_sym.engine.run import Run
 from lightning_sym.engine.schedule import EpochEnds
@@ -96,8 +96,7 @@ class RepresentationProbe(Monitor):
 
     @override
     def settings(self) -> dict[str, Any]:
-        how = self.represent
-        return {**super().settings(), "represent": getattr(how, "__qualname__", how)}
+        return {**super().settings(), "represent": named(self.represent)}
 
     @override
     def check(self, run: Run) -> None:

@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 from typing_extensions import override
 
 from lightning_sym._names import clean_name
-from lightning_sym.callbacks.base import Monitor, at_least
+from lightning_sym.callbacks.base import Monitor, at_least, named
 from lightning_sym.engine.batch import cut, rows_of, sample_count
 from lightning_sym.engine.run import Run
 from lightning_sym.engine.schedule import EpochEnds, Schedule
@@ -127,9 +127,7 @@ class SharpnessMonitor(Monitor):
 
     @override
     def settings(self) -> dict[str, Any]:
-        how = self.loss
-        named = how if isinstance(how, str) else getattr(how, "__qualname__", type(how).__name__)
-        return {"loss": named, "seed": self.seed}
+        return {"loss": named(self.loss), "seed": self.seed}
 
     @override
     def end_run(self) -> None:

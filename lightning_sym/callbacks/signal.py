@@ -80,7 +80,6 @@ class SignalMonitor(Monitor):
 
     quantity: ClassVar[str] = "signal"
     needs = (_INPUTS, _OUTPUTS, _GRADIENT)
-    looks_at_functions = True
 
     @override
     def begin_run(self) -> None:

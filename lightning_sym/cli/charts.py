@@ -30,9 +30,7 @@ def thinned(curve: Mapping[int, float], most: int = POINTS) -> list[tuple[int, f
         most: at least 2.
     """
     points = list(curve.items())
-    if len(points) <= most:
-        return points
-    return [points[round(i * (len(points) - 1) / (most - 1))] for i in range(most)]
+    return [points[i] for i in evenly(len(points), most)]
 
 
 def line_chart(

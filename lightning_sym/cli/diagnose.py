@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lightning_sym.cli import Refused
 from lightning_sym.cli.page import findings_page
@@ -17,6 +17,7 @@ from lightning_sym.cli.sources import Source, open_source
 from lightning_sym.cli.words import lines, verdict
 from lightning_sym.diagnosis import WeightsReport, inspect_tensors, inspect_weights
 from lightning_sym.diagnosis.finding import LEVELS
+from lightning_sym.observe import coverage
 
 #: Networks up to this many parameters are searched for symmetries by --symmetries auto.
 AUTO_SEARCH = 30_000_000
@@ -45,8 +46,8 @@ def run(argv: Sequence[str]) -> int:
     _print(f"Verdict: {verdict(report.findings)}")
     for line in lines(report, graph=source.module is not None, all_layers=options.all_layers):
         _print(line)
-    if (covered := _coverage(source.module)) is not None:
-        _print(f"Coverage: {covered}")
+    if source.module is not None:
+        _print(f"Coverage: {coverage(source.module)}")
     changes = None
     if options.against is not None:
         other = _open(options.against, options)
@@ -219,13 +220,6 @@ def _size(source: Source) -> str:
     if source.module is None:
         return f" ({len(source.tensors)} tensors)"
     return f" ({sum(p.numel() for p in source.module.parameters()):,} parameters)"
-
-
-def _coverage(module: nn.Module | None) -> str | None:
-    from lightning_sym import observe
-
-    told = getattr(observe, "coverage", None)
-    return str(told(module)) if module is not None and callable(told) else None
 
 
 def _compared(changes: Mapping[str, Mapping[str, float]], other: str) -> list[str]:

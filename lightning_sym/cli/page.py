@@ -15,7 +15,6 @@ body{font:15px/1.5 system-ui,sans-serif;color:var(--ink);background:var(--back);
 margin:2rem auto;padding:0 1rem}
 h1{font-size:1.3rem}h2{font-size:1.05rem;margin-top:1.8rem}
 .verdict{font-size:1.1rem;padding:.7rem 1rem;border-left:5px solid #2e8b57;background:var(--card)}
-.verdict.unknown{border-color:var(--soft)}
 .verdict.alarm{border-color:#c0392b}.verdict.warning{border-color:#d68910}
 .finding{border:1px solid var(--line);border-left:5px solid var(--soft);padding:.5rem .9rem;margin:.6rem 0}
 .finding.alarm{border-left-color:#c0392b}.finding.warning{border-left-color:#d68910}
@@ -50,16 +49,15 @@ def document(title: str, body: str, *, script: str = "", style: str = "") -> str
     )
 
 
-def verdict_block(text: str, findings: Sequence[Finding] | None) -> str:
+def verdict_block(text: str, findings: Sequence[Finding]) -> str:
     """Return the verdict, coloured by the worst level.
 
     Args:
         text: the verdict.
-        findings: what it is of; ``None``: nothing was looked for.
+        findings: what it is of.
     """
-    levels = {finding.level for finding in findings or ()}
+    levels = {finding.level for finding in findings}
     worst = next((level for level in ("alarm", "warning") if level in levels), "")
-    worst = "unknown" if findings is None else worst
     return f'<p class="verdict {worst}">{html.escape(text)}</p>'
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -112,22 +112,18 @@ def page(runs: Sequence[Run]) -> str:
     )
 
 
-def findings_of(run: Run) -> list[Finding] | None:
-    """Return what the rules find in a run's curves, alarms first; ``None`` without rules for runs.
+def findings_of(run: Run) -> list[Finding]:
+    """Return what the rules find in a run's curves, alarms first.
 
     Args:
         run: any.
     """
-    rules: Callable[[Any], list[Finding]] | None = getattr(diagnosis, "diagnose_run", None)
-    if rules is None:
-        return None
-    return sorted(rules(run.rows()), key=lambda finding: (-LEVELS.index(finding.level), finding.step))
+    found = diagnosis.diagnose_run(run.rows())
+    return sorted(found, key=lambda finding: (-LEVELS.index(finding.level), finding.step))
 
 
 def _section(run: Run, name: str) -> str:
-    found = findings_of(run)
-    told = found or []
-    said = verdict(told) if found is not None else "not diagnosed: this version has no rules for runs"
+    told = findings_of(run)
     blocks = "".join(map(finding_block, told[:TOLD]))
     if len(told) > TOLD:
         blocks += f'<p class="soft">and {len(told) - TOLD} more</p>'
@@ -143,7 +139,7 @@ def _section(run: Run, name: str) -> str:
     broken = [key for key, curve in run.curves.items() if any(not math.isfinite(v) for v in curve.values())]
     gaps = f'<p class="soft">Not finite somewhere: {html.escape(", ".join(broken[:6]))}</p>' if broken else ""
     return (
-        f"<section><h2>{html.escape(name)}</h2>{verdict_block(said, found)}{blocks}{chart}{gaps}"
+        f"<section><h2>{html.escape(name)}</h2>{verdict_block(verdict(told), told)}{blocks}{chart}{gaps}"
         f"{strips or '<p class=soft>No reading by layer was logged.</p>'}</section>"
     )
 

@@ -10,6 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from lightning_sym.datamodules.augment.parameters import GOLDEN, mix
+
 ENCODINGS = ("scalar", "ramp", "bump", "one_hot")
 
 
@@ -78,16 +80,12 @@ def encode(centers_NKC: Tensor, *, size: int, encoding: str, sigma: float) -> Te
 def hashed_normal(index_N: Tensor, count: int, *, seed: int) -> Tensor:
     """Return ``[N, count]`` standard normal numbers that depend on ``seed`` and each index alone.
 
-    A 64-bit finaliser (Stafford's mix 13, as in SplitMix64) of a counter, then Box and Muller's
+    A mixed counter, then Box and Muller's
     transform: the same sample has the same noise in every worker, rank, batch and epoch.
     """
-    golden, one, two = -0x61C8864680B583EB, -0x40A7B892E31B1A47, -0x6B2FB644ECCEEE15
     half = (count + 1) // 2
     counter = (index_N.to(torch.int64)[:, None] * (2 * half)) + torch.arange(2 * half, device=index_N.device)
-    z = (counter + seed * 0x2545F491 + 1) * golden
-    z = (z ^ ((z >> 30) & 0x3FFFFFFFF)) * one
-    z = (z ^ ((z >> 27) & 0x1FFFFFFFFF)) * two
-    z = z ^ ((z >> 31) & 0x1FFFFFFFF)
+    z = mix((counter + seed * 0x2545F491 + 1) * GOLDEN)
     uniform = (((z >> 11) & 0x1FFFFFFFFFFFFF).double() + 0.5) / 2**53
     radius, angle = (-2 * uniform[:, :half].log()).sqrt(), 2 * torch.pi * uniform[:, half:]
     return torch.cat([radius * angle.cos(), radius * angle.sin()], dim=1)[:, :count].float()

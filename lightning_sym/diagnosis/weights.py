@@ -311,16 +311,3 @@ class _Inspection:
         if search is None and size > LARGEST_SEARCH:
             return Mirrors(why=f"it has {size:,} parameters; search=True looks all the same")
         return Mirrors.found_on(self.module, self.example)
-
-
-def counted(findings: Sequence[Finding]) -> dict[str, int]:
-    """Return the number of findings of each level, the worst first.
-
-    Args:
-        findings: any.
-
-    Example:
-        >>> counted([])
-        {'alarm': 0, 'warning': 0, 'note': 0}
-    """
-    return {level: sum(f.level == level for f in findings) for level in reversed(LEVELS)}

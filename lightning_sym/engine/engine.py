@@ -56,7 +56,7 @@ class Engine:
         self.seconds = dict.fromkeys(SECTIONS, 0.0)
         self.probes, self.held_bytes = 0, 0
         # Who reads other monitors reads after them, wherever it stands in the user's list.
-        last = sorted(monitors, key=lambda monitor: bool(getattr(monitor, "reads_monitors", False)))
+        last = sorted(monitors, key=lambda monitor: bool(monitor.reads_monitors))
         self._seats = seated(last)
         self._watches: dict[str, LayerWatch] = {}
         self._due: list[Seat] = []
@@ -64,6 +64,7 @@ class Engine:
         self._handles: list[Any] = []
         self._stance: Any = None
         self._looks: list[FunctionWatch] = []
+        self._calls: FunctionCalls | None = None
         self._step = Step()
         self._inside: int | None = None  # the thread that runs the training step now
         self._previous: int | None = None
@@ -195,6 +196,7 @@ class Engine:
             for seat in self._due:
                 self._call(seat, "prepare")
             self._arm()
+            self._show_calls()  # a plain loop is inside from first to last
         self.set_batch(batch)
         for seat in self._due:
             self._call(seat, "prepare_batch")
@@ -224,12 +226,6 @@ class Engine:
         for optimizer in run.optimizers if not run.reports_steps else ():
             if hasattr(optimizer, "register_step_post_hook"):
                 self._handles.append(optimizer.register_step_post_hook(self.stepped))
-        self.held_bytes = sum(
-            tensor.numel() * tensor.element_size()
-            for watch in self._watches.values()
-            for statistic in watch.statistics
-            for tensor in watch.sums(statistic)
-        )
         self.seconds["hooks"] += time.perf_counter() - began
 
     def _watch(self, layers: dict[str, Layer], wanted: dict[str, list[Statistic]]) -> None:
@@ -268,13 +264,22 @@ class Engine:
     def in_step(self) -> Iterator[None]:
         """Run the module for the step: what passes through it in here, in this thread, is observed."""
         before, self._inside = self._inside, threading.get_ident()
-        looking = any(getattr(monitor, "looks_at_functions", False) for monitor in self.monitors)
+        self._show_calls()
         try:
-            # A plain loop is inside from first to last: whether a step is observed is asked at each call.
-            with FunctionCalls(lambda: self._looks) if looking else contextlib.nullcontext():
-                yield
+            yield
         finally:
+            self._hide_calls()
             self._inside = before
+
+    def _show_calls(self) -> None:
+        """Have torch's functions seen: never where nobody looks, since that shuts torch's fast paths."""
+        if self._looks and self._looking() and self._calls is None:
+            self._calls = FunctionCalls(lambda: self._looks)
+            self._calls.attach()
+
+    def _hide_calls(self) -> None:
+        if self._calls is not None and self._calls.detach():
+            self._calls = None
 
     def stepped(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
         """Let the layers of an optimizer that has stepped read their parameters, and look no more."""
@@ -336,6 +341,7 @@ class Engine:
         while self._handles:
             self._handles.pop().remove()
         self._watches, self._due, self._armed_at, self._looks = {}, [], None, []
+        self._hide_calls()
         if self._stance is not None:
             stance, self._stance = self._stance, None
             stance.__exit__(None, None, None)
@@ -345,6 +351,12 @@ class Engine:
         began = time.perf_counter()
         layers, failures = reduce(self.run.ranks, watches)
         self.seconds["reduction"] += time.perf_counter() - began
+        self.held_bytes = sum(
+            tensor.numel() * tensor.element_size()
+            for watch in watches
+            for statistic in watch.statistics
+            for tensor in watch.sums(statistic)
+        )
         self._report(failures, due)
         return layers
 
@@ -431,7 +443,7 @@ class Engine:
                 [name for name in mine if name not in ran],
                 self.run,
                 monitor.state,
-                others=[each for each in self.monitors if not getattr(each, "reads_monitors", False)],
+                others=[each for each in self.monitors if not each.reads_monitors],
             )
             began = time.perf_counter()
             found = self._attempt(

@@ -144,6 +144,8 @@ def check_number(name: str, value: Any, *, least: float = -math.inf, above: floa
     """
     if isinstance(value, Tensor) and (value.numel() != 1 or value.is_complex()):
         raise TypeError(f"{name} must be a real number, got {value.dtype} {tuple(value.shape)}")
+    if isinstance(value, str | bytes | bool):
+        raise TypeError(f"{name} must be a real number, got {value!r}")
     try:
         number = float(value)
     except (TypeError, ValueError):

@@ -22,6 +22,7 @@ from lightning_sym.functional._checks import (
     check_count,
     nan_like,
 )
+from lightning_sym.functional.nearest_mean import nearest_mean_disagreements
 
 
 class NeuralCollapse(NamedTuple):
@@ -99,23 +100,18 @@ def neural_collapse(
     weight_KD, bias_K = _classifier(weight, bias, classes=num_classes, width=x_ND.shape[1])
     count_K = torch.zeros(num_classes, dtype=x_ND.dtype, device=x_ND.device)
     count_K = count_K.index_add(0, labels_N, torch.ones_like(x_ND[:, 0]))
-    mean_KD = x_ND.new_zeros(num_classes, x_ND.shape[1]).index_add(0, labels_N, x_ND)
-    mean_KD = mean_KD / count_K.clamp_min(1)[:, None]
+    sum_KD = x_ND.new_zeros(num_classes, x_ND.shape[1]).index_add(0, labels_N, x_ND)
+    mean_KD = sum_KD / count_K.clamp_min(1)[:, None]
     within_ND = x_ND - mean_KD[labels_N]
     within_DD = within_ND.mT @ within_ND / len(x_ND)
     present_K = count_K > 0
     result = _measures(mean_KD[present_K], within_DD, _rows(weight_KD, present_K), largest=count_K.max())
     if weight_KD is None:
         return result
-    known = [tensor for tensor in (x_ND, weight_KD, bias_K) if tensor is not None]
-    if int(present_K.sum()) < 2 or not all(bool(tensor.isfinite().all()) for tensor in known):
+    if int(present_K.sum()) < 2:
         return result._replace(nc4=nan_like(x_ND))
-    logits_NK = x_ND @ weight_KD.to(x_ND).mT
-    if bias_K is not None:
-        logits_NK = logits_NK + bias_K.to(x_ND)
-    distance_NK = torch.cdist(x_ND, mean_KD, compute_mode="donot_use_mm_for_euclid_dist")
-    nearest_N = torch.where(present_K, distance_NK, torch.inf).argmin(dim=1)
-    return result._replace(nc4=(logits_NK.argmax(dim=1) != nearest_N).to(x_ND.dtype).mean())
+    wrong = nearest_mean_disagreements(x_ND, count_K, sum_KD, weight_KD, bias_K)
+    return result._replace(nc4=wrong / len(x_ND))
 
 
 def neural_collapse_from_sums(

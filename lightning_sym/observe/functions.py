@@ -15,17 +15,21 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._C import (
+    _len_torch_function_stack,
+    _pop_torch_function_stack,
+    _push_on_torch_function_stack,
+)
 from torch.overrides import TorchFunctionMode
 from typing_extensions import override
 
 from lightning_sym.observe.hooks import aside, in_backward
 from lightning_sym.observe.layers import watchable_layers
-from lightning_sym.observe.recurrent import RECURRENT, gates, reach
+from lightning_sym.observe.recurrent import RECURRENT, gates, near_ends, reach
+from lightning_sym.observe.weights import accumulation_dtype
 
 #: Samples of a call that are looked at, and features of each.
 SAMPLES, FEATURES = 64, 1024
-#: How near an end of its range an activation is saturated.
-NEAR = 0.01
 _ADDS = {"add", "__add__", "__radd__", "add_", "__iadd__"}
 _PRODUCTS = {"mul", "__mul__", "__rmul__"}
 _DRAWS = {"randn", "randn_like", "normal", "normal_"}
@@ -56,6 +60,20 @@ class FunctionCalls(TorchFunctionMode):
         for looker in self._lookers():
             looker.see(func, args, kwargs or {}, result)
         return result
+
+    def attach(self) -> None:
+        """Stand below the modes that are on: one of the user's may end before this one does."""
+        above = [_pop_torch_function_stack() for _ in range(_len_torch_function_stack())]
+        for mode in (self, *reversed(above)):
+            _push_on_torch_function_stack(mode)
+
+    def detach(self) -> bool:
+        """Go from between the other modes; return False where one of its calls is still under way."""
+        stack = [_pop_torch_function_stack() for _ in range(_len_torch_function_stack())][::-1]
+        for mode in stack:
+            if mode is not self:
+                _push_on_torch_function_stack(mode)
+        return any(mode is self for mode in stack)
 
 
 class FunctionWatch:
@@ -129,12 +147,7 @@ class FunctionWatch:
     ) -> None:
         if name in ("tanh", "sigmoid", "hardtanh", "hardsigmoid"):
             with aside(result.device.type):
-                size = result.detach().abs()
-                ends = torch.minimum(size, 1 - size) if name.endswith("sigmoid") else 1 - size
-                self._add(
-                    "saturated",
-                    torch.stack([(ends < NEAR).sum(), torch.tensor(ends.numel()).to(ends.device)]),
-                )
+                self._add("saturated", near_ends(result.detach(), squash=not name.endswith("sigmoid")))
         elif name == "softmax":
             dim = kwargs.get("dim", args[1] if len(args) > 1 else None)
             square = result.ndim == 3 and result.shape[-1] == result.shape[-2]
@@ -269,7 +282,7 @@ class FunctionWatch:
 
     def _add(self, what: str, values: Tensor, layer: str | None = None) -> None:
         key = (self._after if layer is None else layer), what
-        values = values.double() if values.device.type != "mps" else values.float()
+        values = values.to(accumulation_dtype(values.device))
         before = self.sums.get(key)
         if before is None:
             self.sums[key] = values
@@ -281,7 +294,7 @@ def moments(x: Tensor) -> Tensor:
     """Return count, sums and sums of squares over samples of (some of) each sample's numbers, ``[3, F]``."""
     x_NF = x[:SAMPLES].flatten(1)
     x_NF = x_NF[:, :: max(1, x_NF.shape[1] // FEATURES)][:, :FEATURES]
-    x_NF = x_NF.float() if x.device.type == "mps" else x_NF.double()
+    x_NF = x_NF.to(accumulation_dtype(x.device))
     return torch.stack([torch.full_like(x_NF[0], len(x_NF)), x_NF.sum(0), x_NF.square().sum(0)])
 
 

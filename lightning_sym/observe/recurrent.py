@@ -10,10 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_sym.observe.weights import accumulation_dtype
+
 #: Torch's functions, and how many gates each has.
 RECURRENT = {"lstm": 4, "gru": 3, "rnn_tanh": 1, "rnn_relu": 1}
 #: Samples that are looked at.
 SAMPLES = 8
+#: How near an end of its range an activation is saturated.
 NEAR = 0.01
 
 
@@ -65,7 +68,7 @@ def gates(name: str, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
     y = output.detach()[:SAMPLES] if batch_first else output.detach()[:, :SAMPLES]
     x_NTD, y_NTU = (t if batch_first else t.transpose(0, 1) for t in (x, y))
     if name == "rnn_tanh":
-        return _near_ends(y_NTU, squash=True)
+        return near_ends(y_NTU, squash=True)
     first_NTU = states[0].transpose(0, 1)
     before_NTU = torch.cat([first_NTU, y_NTU[:, :-1]], dim=1)
     into = x_NTD @ weights[0].detach().mT + before_NTU @ weights[1].detach().mT
@@ -73,12 +76,14 @@ def gates(name: str, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
         into = into + weights[2].detach() + weights[3].detach()
     parts = into.chunk(RECURRENT[name], dim=-1)
     if name == "gru":  # the third also depends on the first: left out
-        return _near_ends(parts[0].sigmoid()) + _near_ends(parts[1].sigmoid())
-    found = [_near_ends(parts[i].sigmoid()) for i in (0, 1, 3)]
-    return sum(found[1:], found[0]) + _near_ends(parts[2].tanh(), squash=True)
+        return near_ends(parts[0].sigmoid()) + near_ends(parts[1].sigmoid())
+    found = [near_ends(parts[i].sigmoid()) for i in (0, 1, 3)]
+    return sum(found[1:], found[0]) + near_ends(parts[2].tanh(), squash=True)
 
 
-def _near_ends(values: Tensor, *, squash: bool = False) -> Tensor:
+def near_ends(values: Tensor, *, squash: bool = False) -> Tensor:
+    """Return how many values of a sigmoid (``squash``: of a tanh) are saturated, and of how many, ``[2]``."""
     size = values.abs()
     ends = 1 - size if squash else torch.minimum(size, 1 - size)
-    return torch.stack([(ends < NEAR).sum(), torch.tensor(ends.numel(), device=ends.device)]).double()
+    counts = torch.stack([(ends < NEAR).sum(), torch.tensor(ends.numel(), device=ends.device)])
+    return counts.to(accumulation_dtype(values.device))

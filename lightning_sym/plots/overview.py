@@ -8,6 +8,7 @@ import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from lightning_sym._extras import need
 from lightning_sym.diagnosis import Finding, diagnose_run
 from lightning_sym.diagnosis.course import Course, courses
 
@@ -37,6 +38,7 @@ def overview(history: Iterable[Mapping[str, float]], *, findings: Sequence[Findi
     Raises:
         ValueError: if there is no row.
     """
+    need("matplotlib", what="A figure")
     from matplotlib.figure import Figure
 
     rows = list(history)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from lightning_sym._extras import need
+from lightning_sym.observe.layers import evenly
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -266,7 +267,7 @@ def layer_legend(
 
     names = list(colours)
     if len(names) > _MOST_NAMES:  # the ends included
-        names = [names[round(i * (len(names) - 1) / (_MOST_NAMES - 1))] for i in range(_MOST_NAMES)]
+        names = [names[i] for i in evenly(len(names), _MOST_NAMES)]
         title += f"\n({len(names)} of {len(colours)})"
     handles = [Line2D([], [], color=colours[name], label=_short(name)) for name in names]
     figure.legend(

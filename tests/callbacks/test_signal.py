@@ -1,5 +1,6 @@
 """Readings of the signal against slow twins, and that the run never notices."""
 
+import contextlib
 import copy
 import math
 
@@ -361,6 +362,103 @@ def test_a_plain_loop_reads_the_same():
     for mine, theirs in zip(monitor.history, expected, strict=True):
         renamed = {key.replace("/net.", "/"): value for key, value in theirs.items()}
         assert mine == pytest.approx(renamed, rel=1e-9)
+
+
+class FastEncoder(nn.Module):
+    """A frozen part that takes torch's fused path, which a function mode that is on shuts."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = nn.TransformerEncoderLayer(32, 4, 64, batch_first=True).requires_grad_(False)
+        self.head = nn.Linear(32, 3)
+
+    def train(self, mode=True):
+        super().train(mode)
+        self.body.eval()
+        return self
+
+    def forward(self, x):
+        with torch.no_grad():
+            h = self.body(x)
+        return self.head(h).mean(1)
+
+
+def inputs():
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(8, 10, 32, generator=generator).double(), torch.arange(8) % 3
+
+
+@pytest.mark.filterwarnings("ignore:Found .* in eval mode")
+@pytest.mark.parametrize("plain", [True, False], ids=["loop", "Trainer"])
+def test_torchs_fast_paths_stay_open(plain):
+    def trained(monitors):
+        torch.manual_seed(0)
+        net, (x, y) = FastEncoder().double().train(), inputs()
+        outputs = []
+
+        def step(net):
+            optimizer.zero_grad()
+            F.cross_entropy(net(x), y).backward()
+            optimizer.step()
+            outputs.append(net(x).detach())
+
+        if plain:
+            optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+            with watch(net, optimizer, monitors) if monitors else contextlib.nullcontext():
+                for _ in range(5):
+                    step(net)
+        else:
+            module = Net(net, make=lambda parameters: torch.optim.SGD(parameters, 0.1))
+            loader = DataLoader(TensorDataset(x, y), batch_size=8)
+            Trainer(max_steps=5, max_epochs=-1, callbacks=monitors, **QUIET).fit(module, loader)
+        return [*outputs, net.head.weight.detach()]
+
+    watched = trained([SignalMonitor(every_n_steps=3, strict=True, layers="*head")])
+    assert all(torch.equal(a, b) for a, b in zip(trained([]), watched, strict=True))
+
+
+def test_a_mode_of_the_users_may_begin_and_end_anywhere():
+    net, (x, y) = mlp(nn.Tanh()), data()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.05)
+    monitor = SignalMonitor(every_n_steps=2, strict=True)
+    modes = torch.overrides._get_current_function_mode_stack
+    with watch(net, optimizer, monitor):
+        assert len(modes()) == 1  # step 1 is due
+        for _ in range(5):
+            with torch.device("cpu"):
+                F.cross_entropy(net(x), y).backward()
+                mine = modes()[-1]
+                optimizer.step()  # here a watched step ends, or one begins
+                assert modes()[-1] is mine
+                optimizer.zero_grad()
+            assert mine not in modes()
+    assert modes() == []
+    assert [row["step"] for row in monitor.history] == [1, 2, 4]
+    assert all("signal/0/saturated" in row for row in monitor.history)
+
+
+def test_nobody_looks_at_the_functions_of_a_step_that_is_not_due():
+    net, (x, y) = mlp(nn.Tanh()), data()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.05)
+    on = []
+    with watch(net, optimizer, SignalMonitor(every_n_steps=3, strict=True)):
+        for _ in range(4):
+            on.append(len(torch.overrides._get_current_function_mode_stack()))
+            F.cross_entropy(net(x), y).backward()
+            optimizer.step()
+    assert on == [1, 0, 1, 0]
+
+
+def test_a_step_made_inside_of_backward_leaves_no_mode_behind():
+    net, (x, y) = mlp(nn.Tanh()), data()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.05)
+    first = next(net.parameters())
+    first.register_post_accumulate_grad_hook(lambda _: optimizer.step())
+    with watch(net, optimizer, SignalMonitor(every_n_steps=2, strict=True)):
+        for _ in range(3):
+            F.cross_entropy(net(x), y).backward()
+            optimizer.zero_grad()
+    assert torch.overrides._get_current_function_mode_stack() == []
 
 
 def test_a_fault_in_the_looking_ends_no_fit(monkeypatch):

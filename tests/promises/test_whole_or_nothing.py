@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from lightning_sym import watch
 from lightning_sym.callbacks import CollapseMonitor, Monitor
 from lightning_sym.observe import Reading, SecondMoments, Statistic, Tally
 from tests.promises.every import Module, apart, dataset, fit
@@ -487,3 +488,41 @@ def test_overriding_lightnings_hooks_silences_nobody(calls_super, first):
 def make_seeded() -> Module:
     torch.manual_seed(0)
     return make()
+
+
+@dataclass(frozen=True)
+class Collected(Statistic):
+    """Keeps rows in a list, and has no sums until something was seen."""
+
+    def begin(self, watch: Any) -> Tally:
+        class Rows(Tally):
+            def __init__(self) -> None:
+                self.rows: list[torch.Tensor] = []
+
+            def forward(self, call: Any) -> None:
+                self.rows.append(call.x.sum().double())
+
+            def tensors(self) -> list[torch.Tensor]:
+                return [torch.stack(self.rows)]
+
+            def result(self) -> float:
+                return float(torch.stack(self.rows).sum())
+
+        return Rows()
+
+
+def test_sums_are_asked_for_when_something_was_seen():
+    class ReadsCollected(Reads):
+        def __init__(self, **options: Any) -> None:
+            super().__init__(**options)
+            self.fragile = Collected()
+            self.needs = (self.fragile, self.sound)
+
+    monitor = ReadsCollected(strict=True)
+    net = torch.nn.Sequential(torch.nn.Linear(4, 3))
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    with watch(net, optimizer, monitor):
+        net(torch.ones(2, 4)).sum().backward()
+        optimizer.step()
+    (row,) = monitor.history
+    assert any("fragile" in key for key in row)

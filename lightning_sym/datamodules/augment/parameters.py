@@ -78,10 +78,10 @@ def hashed_uniform(index: Tensor, *, count: int, key: tuple[int, ...]) -> Tensor
     """
     state = torch.zeros((), dtype=torch.int64)
     for part in key:
-        state = _mix(state + _wrapped(part))
-    row_N1 = _mix(index.to(torch.int64) + state)[:, None]
-    counter_K = torch.arange(1, count + 1, dtype=torch.int64) * _GOLDEN
-    bits = (_mix(row_N1 + counter_K) >> 11) & 0x1FFFFFFFFFFFFF
+        state = mix(state + _wrapped(part))
+    row_N1 = mix(index.to(torch.int64) + state)[:, None]
+    counter_K = torch.arange(1, count + 1, dtype=torch.int64) * GOLDEN
+    bits = (mix(row_N1 + counter_K) >> 11) & 0x1FFFFFFFFFFFFF
     return (bits.to(torch.float64) + 0.5) / 2**53
 
 
@@ -148,15 +148,16 @@ def _between(u: Tensor, low: float, high: float) -> Tensor:
     return low + (high - low) * u
 
 
-_GOLDEN = -0x61C8864680B583EB  # 2^64 over the golden ratio, as a signed number
+GOLDEN = -0x61C8864680B583EB  # 2^64 over the golden ratio, as a signed number
 
 
 def _wrapped(value: int) -> int:
     """Return ``value + golden`` modulo 2^64 as a signed number."""
-    return (value + _GOLDEN + 2**63) % 2**64 - 2**63
+    return (value + GOLDEN + 2**63) % 2**64 - 2**63
 
 
-def _mix(z: Tensor) -> Tensor:
+def mix(z: Tensor) -> Tensor:
+    """Return 64 well mixed bits of each counter: Stafford's mix 13, as in SplitMix64."""
     z = (z ^ ((z >> 30) & 0x3FFFFFFFF)) * -0x40A7B892E31B1A47
     z = (z ^ ((z >> 27) & 0x1FFFFFFFFF)) * -0x6B2FB644ECCEEE15
     return z ^ ((z >> 31) & 0x1FFFFFFFF)

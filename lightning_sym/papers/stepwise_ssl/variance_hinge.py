@@ -8,7 +8,8 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn import functional as F
 
-from lightning_sym.losses import VICRegLoss, covariance_term, invariance_term
+from lightning_sym.losses import covariance_term, invariance_term
+from lightning_sym.losses._pairs import PairLoss
 
 
 def variance_hinge_loss(z_a: Tensor, z_b: Tensor, *, invariance: float = 25.0) -> Tensor:
@@ -29,13 +30,19 @@ def variance_hinge_loss(z_a: Tensor, z_b: Tensor, *, invariance: float = 25.0) -
     return invariance * invariance_term(z_a, z_b) + 25 * (hinge + redundancy)
 
 
-class VarianceHingeLoss(VICRegLoss):
+class VarianceHingeLoss(PairLoss):
     """:func:`variance_hinge_loss` of the global batch, with an invariance of 12.5.
 
     A small dimension of variance v and covariance c between views then changes the loss in proportion to
     -c, as it does the theory's: it grows at the rate of its covariance. At 25 that is v - 2 c, and what
     the views share by less than one half shrinks to nothing.
+
+    Args:
+        sync: gather the embeddings of all ranks first. False: each rank's loss is of its own batch.
+        group: the process group to gather over; None is the default group.
     """
+
+    whitening = True
 
     def loss(self, z_a: Tensor, z_b: Tensor) -> Tensor:
         """Return the loss of the (global) batch."""
