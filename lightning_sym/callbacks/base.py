@@ -57,6 +57,8 @@ class Monitor(Callback):
     needs: tuple[Statistic, ...] = ()
     #: Whether it runs the module outside of its step, which needs parameters whole on every rank.
     runs_module: bool = False
+    #: Which of its readings do, if not all.
+    module_readings: str = ""
     #: Whether it reads what other monitors have read (``seen.others``): then it reads after them.
     reads_monitors: bool = False
     #: Whether :meth:`read_epoch` is called at the end of every epoch.

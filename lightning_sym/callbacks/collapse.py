@@ -134,6 +134,7 @@ class CollapseMonitor(Monitor):
         self.tolerance = tolerance
         self.rtol = rtol
         self.causes = self.runs_module = causes
+        self.module_readings = "causes"
         self.inputs, self.forward = inputs, forward
         self.histograms = histograms
         self.classes = ClassMeans(targets)

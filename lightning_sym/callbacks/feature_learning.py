@@ -37,8 +37,9 @@ class FeatureLearningMonitor(Monitor):
     r"""How far the tangent kernel, the weights and their alignment have moved since the start.
 
     The start is where the fit began (before its first step; a resumed fit goes on with the first
-    one's). See Xu and Ziyin (2024, arXiv 2401.07085) for the regimes and mechanisms, and
-    :class:`~lightning_sym.papers.feature_learning.SolvableModel` for the model on which they are exact.
+    one's), and the parameters are those that were trained then. See Xu and Ziyin (2024, arXiv 2401.07085)
+    for the regimes and mechanisms, and :class:`~lightning_sym.papers.feature_learning.SolvableModel` for the
+    model on which they are exact.
 
     Logs:
         ``feature_learning/kernel_change``: :math:`\lVert K_t - K_0\rVert_F / \lVert K_0\rVert_F` of the
@@ -181,7 +182,12 @@ class FeatureLearningMonitor(Monitor):
                 "the module before the fit"
             )
         probe = self._probe(run)
-        start = {"args": list(probe.args), "kwargs": dict(probe.kwargs), "rates": self._rates(run)}
+        start = {
+            "args": list(probe.args),
+            "kwargs": dict(probe.kwargs),
+            "trained": [name for name, p in run.module.named_parameters() if p.requires_grad],
+            "rates": self._rates(run),
+        }
         seen.state["start"] = start | run.ranks.attempt(lambda: self._measured(run, start))
 
     def _probe(self, run: Run) -> Arguments:
@@ -258,7 +264,7 @@ class FeatureLearningMonitor(Monitor):
             return None
         groups = [group for optimizer in run.optimizers for group in optimizer.param_groups]
         rate = {id(p): float(group["lr"]) for group in groups for p in group["params"]}
-        rates = [rate.get(id(p), 0.0) for p in _trained(run.module)]
+        rates = [rate.get(id(p), 0.0) for p in run.module.parameters() if p.requires_grad]
         largest = max(rates, default=0.0)
         return [value / largest for value in rates] if largest > 0 else rates
 
@@ -266,7 +272,7 @@ class FeatureLearningMonitor(Monitor):
         """Return what is compared: kernel, sketched weights, norms and alignments."""
         with run.sandbox.open(grad=True, full_precision=True, seed=self.seed) as apart:
             probe = apart.place((tuple(start["args"]), start["kwargs"]))
-            trained = _trained(apart.module)
+            trained = _named(apart.module, start["trained"])
 
             def of_one(n_1: Tensor) -> Tensor:
                 args, kwargs = cut(probe, slice(int(n_1), int(n_1) + 1))
@@ -324,8 +330,12 @@ class FeatureLearningMonitor(Monitor):
         return found
 
 
-def _trained(module: nn.Module) -> list[Tensor]:
-    return [p for p in module.parameters() if p.requires_grad]
+def _named(copy: nn.Module, names: Iterable[str]) -> list[Tensor]:
+    """Return a copy's parameters by name; they get gradients, also where they are frozen by now."""
+    parameters = dict(copy.named_parameters())
+    if gone := [name for name in names if name not in parameters]:
+        raise ValueError(f"the module has no parameter {gone[0]} any more, which was trained at the start")
+    return [parameters[name].requires_grad_() for name in names]
 
 
 def _kept(leaf: Any) -> Any:

@@ -104,6 +104,7 @@ class PlasticityMonitor(Monitor):
         self.threshold = threshold
         self.trainability_steps, self.trainability_lr = trainability_steps, trainability_lr
         self.runs_module = self.reads_epochs = trainability_steps > 0
+        self.module_readings = "trainability"
         self.inputs, self.forward, self.seed = inputs, forward, seed
 
     @override

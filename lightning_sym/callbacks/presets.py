@@ -24,7 +24,7 @@ class Monitors(Callback, Sequence[Monitor]):
     """Several monitors as one callback, and as a sequence of them.
 
     ``Trainer(callbacks=monitors())``, ``Trainer(callbacks=[monitors(), other])`` and
-    ``Trainer(callbacks=[*monitors(), other])`` are the same.
+    ``Trainer(callbacks=[*monitors(), other])`` are the same, and so is ``monitors() + [other]``.
 
     Attributes:
         members: the monitors.
@@ -45,6 +45,12 @@ class Monitors(Callback, Sequence[Monitor]):
 
     def __iter__(self) -> Iterator[Monitor]:
         return iter(self.members)
+
+    def __add__(self, others: Sequence[Callback]) -> list[Callback]:
+        return [*self, *others]
+
+    def __radd__(self, others: Sequence[Callback]) -> list[Callback]:
+        return [*others, *self]
 
     def __repr__(self) -> str:
         return f"Monitors({self.members!r})"

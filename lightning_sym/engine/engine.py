@@ -33,6 +33,7 @@ from lightning_sym.observe.layers import Layer, readers, watchable_layers
 from lightning_sym.observe.observation import LayerObservation, Observation
 from lightning_sym.observe.statistics.statistic import Statistic
 from lightning_sym.observe.step import Step, Targets
+from lightning_sym.sandbox import NotApartError
 
 SECTIONS = ("hooks", "moments", "reduction", "spectra", "logging")
 
@@ -501,6 +502,14 @@ class Engine:
             if monitor.strict:
                 raise _own(failure) from None
             on = f" on rank {failure.rank}" if self.run.ranks.size > 1 else ""
+            kind, _, reason = failure.said.partition(": ")
+            if kind == NotApartError.__name__:  # nobody else could run it either
+                self._warn(
+                    reason,
+                    f"{on}. Off are the readings of {', '.join(_running_the_module(self.monitors))}. The fit "
+                    "goes on without them; pass strict=True to raise instead.",
+                )
+                return None
             self._warn(
                 f"{type(monitor).__name__} failed in {failure.place or where()}",
                 f" at step {self.run.step}{on}: {failure.said}. The fit goes on without this reading; pass "
@@ -519,6 +528,16 @@ class Engine:
 def _own(failure: RankError) -> Exception:
     """Return a failure's own error on the rank that raised it, and one that names it on the others."""
     return failure.error or RuntimeError(f"{failure.said} (on rank {failure.rank})")
+
+
+def _running_the_module(monitors: Iterable[Any]) -> list[str]:
+    """Return who runs the module outside of its step, and for which readings."""
+    parts = {
+        type(each).__name__: f" ({each.module_readings})" if each.module_readings else ""
+        for each in monitors
+        if each.runs_module
+    }
+    return [name + part for name, part in parts.items()]
 
 
 def _place(method: str, seen: Observation) -> str:

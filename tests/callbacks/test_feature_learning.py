@@ -369,3 +369,29 @@ def test_ends_of_epochs_and_a_name_of_its_own():
     assert [row["step"] for row in monitor.history] == [3, 6]
     change = [row["ntk/kernel_change"] for row in monitor.history]
     assert change == [row["feature_learning/kernel_change"] for row in every.history if row["step"] > 1]
+
+
+@pytest.mark.parametrize("later", [True, False])
+def test_the_parameters_are_those_of_the_start_whatever_is_frozen_later(later):
+    """Gradual unfreezing, and its reverse: a kernel of other parameters is no move of this one."""
+
+    class Changes(Classifier):
+        def on_train_batch_start(self, batch, index):
+            self.net[0].requires_grad_(later if index == 2 else not later)
+
+    def start(module):
+        module.net[0].requires_grad_(not later)
+        return module
+
+    torch.manual_seed(0)
+    module = start(Changes(mlp(4, 9, 7, 3, act=nn.ReLU), lr=0.5))
+    before = [(name, p.detach().clone()) for name, p in module.named_parameters() if p.requires_grad]
+    x = data(6, seed=1)[0]
+    monitor = FeatureLearningMonitor(every_n_steps=3, data=x, samples=5, strict=True)
+    fit(module, monitor, max_steps=3)
+    now = {name: p.detach() for name, p in module.named_parameters()}
+    moved = sum(float((now[name] - old).square().sum()) for name, old in before) ** 0.5
+    size = sum(float(old.square().sum()) for _, old in before) ** 0.5
+    assert monitor.history[-1]["step"] == 3
+    assert monitor.history[-1]["feature_learning/weight_change"] == pytest.approx(moved / size, rel=1e-4)
+    assert [p.requires_grad for p in module.net[0].parameters()] == [later, later]
