@@ -63,7 +63,7 @@ class BalanceMonitor(Monitor):
         ``balance/<layer>/<kind>/imbalance``: norm of the charges over that of both sides' sum, in [0, 1];
             0: balanced weights; NaN if all are zero.
         ``balance/<layer>/<kind>/noise_ratio``: gradient noise of the incoming side over that of the
-            outgoing, at least 0; 1 where noise leaves the charge alone.
+            outgoing, at least 0; 1 where noise leaves the charge alone. Only where there is noise.
         ``balance/<layer>/<kind>/flow``: change of ``charge`` per optimizer step since the last reading (at
             the first, in the step just made). In float32 rounding moves charges, too, and gradients of
             half precision are not quite orthogonal to the symmetry.
@@ -230,7 +230,7 @@ class BalanceMonitor(Monitor):
         if noise is None:
             return values
         sides = [_total(_known(track.form(covariances, side))) for side in (incoming, outgoing)]
-        if not scale:
+        if not scale and any(sides):
             values["noise_ratio"] = _ratio(*sides)
         if self.details:
             values |= {"noise_in": sides[0]} if scale else {"noise_in": sides[0], "noise_out": sides[1]}

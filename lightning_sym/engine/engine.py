@@ -325,14 +325,16 @@ class Engine:
         ran = {layer.name for layer in layers}
         # An expert that got no token is nothing to speak of where another got one.
         stacks = {layer.layer.holder for layer in layers if not layer.layer.in_order}
-        if silent := [
-            watch.layer.name
+        silent = [
+            watch
             for watch in watches
             if watch.layer.name not in ran and (watch.layer.in_order or watch.layer.holder not in stacks)
-        ]:
-            self._warn(
-                f"layers that never ran have no readings: {', '.join(silent)}", f" (in step {self.run.step})"
-            )
+        ]
+        for transformed, why in ((False, "that never ran"), (True, "that only torch.func's transforms ran")):
+            if names := [watch.layer.name for watch in silent if watch.transformed == transformed]:
+                self._warn(
+                    f"layers {why} have no readings: {', '.join(names)}", f" (in step {self.run.step})"
+                )
         self._read(due, layers, logger_step)
 
     def _disarm(self) -> None:

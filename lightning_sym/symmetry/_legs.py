@@ -69,6 +69,8 @@ def chains_of(dim: Dim) -> list[Chain]:
     """Return a dimension as segments: ``(offset, [(atom, size, stride), ...])``."""
     chains: list[Chain] = [(0, [])]
     stride = math.prod(leg.size for leg in dim)
+    if not stride:
+        return []  # no entries
     for leg in dim:
         stride //= leg.size
         if leg.whole:
