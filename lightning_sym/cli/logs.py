@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lightning_sym._extras import need
 from lightning_sym.cli import Refused
 
 #: Most runs of one page.
@@ -127,10 +128,9 @@ def _read_history(run: Run, history: Any) -> None:
 
 
 def _read_events(run: Run, file: Path) -> None:
-    try:
-        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-    except ImportError as error:
-        raise Refused("TensorBoard logs need tensorboard; install it with pip install tensorboard") from error
+    need("tensorboard", what=f"reading {file.name}")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
     events = EventAccumulator(str(file), size_guidance={"scalars": 0}).Reload()
     for key in events.Tags()["scalars"]:
         if key == "epoch":  # Lightning logs it beside everything

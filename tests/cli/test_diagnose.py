@@ -257,12 +257,30 @@ def test_names_are_escaped_on_the_page(capsys, tmp_path):
     assert "&lt;script&gt;" in text
 
 
-def test_help_verbs_and_a_missing_extra(capsys, monkeypatch):
+def test_help_and_verbs(capsys):
     assert main([]) == main(["--help"]) == 0
     assert "diagnose" in capsys.readouterr().out
     assert main(["--version"]) == 0
     assert main(["train"]) == 2
     assert "the verb must be among fit, diagnose, report, got 'train'" in capsys.readouterr().err
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    assert main(["diagnose", "x"]) == 2
-    assert "pip install 'lightning-sym[cli]'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("package", "arguments", "extra"),
+    [
+        ("jsonargparse", ["diagnose", "x"], "cli"),
+        ("timm", ["diagnose", "timm:resnet18"], "ssl"),
+        ("timm", ["diagnose", "FILE", "--class", "timm:resnet18"], "ssl"),
+        ("tensorboard", ["report", "FOLDER"], "tensorboard"),
+    ],
+)
+def test_a_missing_extra_is_one_sentence(capsys, monkeypatch, tmp_path, package, arguments, extra):
+    for name in [name for name in sys.modules if name.partition(".")[0] == package]:
+        monkeypatch.setitem(sys.modules, name, None)
+    monkeypatch.setitem(sys.modules, package, None)
+    save_file({"fc.weight": torch.randn(8, 8)}, tmp_path / "w.safetensors")
+    (tmp_path / "events.out.tfevents.1").touch()
+    known = {"FILE": str(tmp_path / "w.safetensors"), "FOLDER": str(tmp_path)}
+    assert main([known.get(argument, argument) for argument in arguments]) == 2
+    (said,) = capsys.readouterr().err.splitlines()
+    assert f"needs {package}, which is not installed: pip install 'lightning-sym[{extra}]'" in said
