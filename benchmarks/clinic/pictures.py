@@ -2,8 +2,8 @@
 
     python -m benchmarks.clinic.pictures
 
-Fits each pair (seed 0) and writes ``docs/pictures/monitor_<quantity>.png``, the overview of a run with dead
-units and what is said of it (``docs/results/pictures.json``).
+Fits each pair (seed 0) and writes ``docs/pictures/monitor_<quantity>.png``, overviews of two sick runs and
+what is said of each run (``docs/results/pictures.json``).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from matplotlib.figure import Figure
 from lightning_sym.callbacks import Monitor, SharpnessMonitor
 from lightning_sym.diagnosis import diagnose_run
 from lightning_sym.plots import overview
-from lightning_sym.plots.readings import layer_colours, layer_legend
+from lightning_sym.plots.readings import layer_colours, layer_legend, layer_styles
 
 from ..common import write_json
 from .cases import all_cases
@@ -42,6 +42,7 @@ class Panel:
         layers: whether it is read by layer.
         logarithmic: whether its axis is.
         line: a level to draw.
+        chance: key of the level that chance gives, drawn in grey.
     """
 
     key: str
@@ -49,6 +50,7 @@ class Panel:
     layers: bool = True
     logarithmic: bool = False
     line: float | None = None
+    chance: str = ""
 
 
 @dataclass(frozen=True)
@@ -82,8 +84,8 @@ PAIRS: Mapping[str, Pair] = {
         "mlp/plain",
         "mlp/rank_by_decay",
         (
-            Panel("alignment/mean", "mean of the six relations", layers=False),
-            Panel("alignment/null", "what chance gives", layers=False),
+            Panel("alignment/mean", "six relations (grey: chance)", layers=False, chance="alignment/null"),
+            Panel("alignment/out/rga", "representation and gradient"),
         ),
     ),
     "signal": Pair(
@@ -107,11 +109,15 @@ PAIRS: Mapping[str, Pair] = {
         "ssl/mlp_vicreg",
         "ssl/mlp_no_variance",
         (
-            Panel("eigenmodes/embedding/effective_rank", "effective rank of the embedding", layers=False),
+            Panel("eigenmodes/embedding/rank", "effective rank of the embedding", layers=False),
             Panel("eigenmodes/embedding/collapse", "collapse (2: complete)", layers=False),
         ),
     ),
 }
+
+
+#: Pairs of whose sick run the overview is drawn as well, and its name.
+OVERVIEWS = {"collapse": "collapse", "plasticity": "dead_units"}
 
 
 def fitted(name: str, more: Sequence[type[Monitor]] = (), *, logger: Any = False) -> Rows:
@@ -149,12 +155,20 @@ def draw(pair: Pair, healthy: Rows, sick: Rows) -> Figure:
     layers: dict[str, None] = {}
     for panel in pair.panels:
         layers |= {name: None for rows in (healthy, sick) for name in curves(rows, panel) if name}
-    colours = layer_colours(layers)
+    colours, styles = layer_colours(layers), layer_styles(layers)
     for line, panel in zip(axes, pair.panels, strict=True):
         for axis, rows in zip(line, (healthy, sick), strict=True):
             for name, curve in curves(rows, panel).items():
                 steps = sorted(curve)
-                axis.plot(steps, [curve[s] for s in steps], color=colours.get(name, "black"), lw=1.4)
+                axis.plot(
+                    steps,
+                    [curve[s] for s in steps],
+                    color=colours.get(name, "black"),
+                    ls=styles.get(name, "-"),
+                    lw=1.4,
+                )
+            if chance := curves(rows, Panel(panel.chance, "", layers=False)).get(""):
+                axis.plot(sorted(chance), [chance[s] for s in sorted(chance)], color="0.7", lw=1.4)
             if panel.line is not None:
                 axis.axhline(panel.line, color="0.5", lw=0.8, ls=":")
             if panel.logarithmic:
@@ -190,8 +204,8 @@ def main() -> None:
             rows.append(done[name, pair.more])
             told[name] = [str(f) for f in diagnose_run(rows[-1]) if f.level != "note"]
         draw(pair, *rows).savefig(DOCS / "pictures" / f"monitor_{quantity}.png", dpi=90)
-        if quantity == "plasticity":
-            overview(rows[1]).savefig(DOCS / "pictures" / "overview_dead_units.png", dpi=90)
+        if quantity in OVERVIEWS:
+            overview(rows[1]).savefig(DOCS / "pictures" / f"overview_{OVERVIEWS[quantity]}.png", dpi=90)
         print(quantity, {name: len(found) for name, found in told.items()}, flush=True)
     if not options.only:
         config = {"command": "python -m benchmarks.clinic.pictures", "seed": 0}

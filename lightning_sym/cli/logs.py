@@ -33,7 +33,7 @@ class Run:
         name: its folder, below the one that was given.
         curves: by key, ``(step, value)`` with steps ascending; the last value of a step counts. A step is the
             number of optimizer steps made, as in a monitor's history.
-        from_zero: whether the first step is written as 0: a Trainer does so, and writes an epoch beside values.
+        from_zero: whether the first step is written as 0: a Trainer does so, and logs an epoch as well.
     """
 
     name: str

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from lightning_sym.cli import files, main, sources
+from lightning_sym.cli import diagnose, files, main, sources
 from lightning_sym.cli.files import common_prefix, fitted
 
 ROOT = Path(__file__).parents[2]
@@ -227,6 +227,18 @@ def test_tensors_of_a_file_are_read_one_by_one(tmp_path):
     one, two = tensors["3.weight"], tensors["3.weight"]
     assert one.data_ptr() != two.data_ptr()  # nothing is kept
     assert "9.weight" not in tensors
+
+
+def test_long_work_says_how_far_it_is(capsys, tmp_path, monkeypatch):
+    path = tmp_path / "w.safetensors"
+    save_file({f"{i}.weight": torch.randn(8, 8) for i in range(3)}, path)
+    assert run(capsys, path)[2] == ""  # quick work says nothing
+    monkeypatch.setattr(diagnose, "PATIENCE", -1.0)
+    monkeypatch.setattr(diagnose, "SLOW_SEARCH", 1)
+    told = run(capsys, path)[2].splitlines()
+    assert told == [f"lightning-sym diagnose: {i} of 3 tensors" for i in (1, 2, 3)]
+    (said,) = run(capsys, "timm:test_resnet", "--symmetries", "always")[2].splitlines()
+    assert "parameters are looked for; --symmetries never leaves that out" in said
 
 
 def test_prefixes_are_found():
