@@ -118,7 +118,8 @@ class Diagnosis(Monitor):
         if run is not None:
             found = diagnose_run([each.history for each in self._others])
             told = [str(finding) for finding in found if finding.level != "note"]
-            head = f"lightning_sym after {run.step} steps: {len(told)} findings" if told else ""
+            count = f"{len(told)} finding{'s' if len(told) > 1 else ''}"
+            head = f"lightning_sym after {run.step} steps: {count}" if told else ""
             run.tell("\n  ".join([head or f"lightning_sym after {run.step} steps: no finding", *told]))
             rows = self._rows() if self.picture else []
             if rows:

@@ -377,10 +377,7 @@ class HierarchyMonitor(Monitor):
         from lightning_sym.plots.hierarchy import course
 
         rows = [row for row in self.history if row["fit"] == self.fit]
-        own, plain = f"{self.prefix}/", f"{self.quantity}/"
-        return course(
-            [{k.replace(own, plain, 1): v for k, v in row.items()} for row in rows], events=self.events
-        )
+        return course(rows, events=self.events, quantity=self.prefix)
 
     # Another network.
 

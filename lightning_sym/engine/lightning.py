@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -12,8 +12,9 @@ from lightning.pytorch import Callback
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from typing_extensions import override
 
+from lightning_sym.engine.dashboard import FINAL, add_final_readings
 from lightning_sym.engine.engine import Engine
-from lightning_sym.engine.publish import draw
+from lightning_sym.engine.loggers import Loggers
 from lightning_sym.engine.run import Run
 from lightning_sym.engine.seats import is_monitor
 from lightning_sym.sandbox import Sandbox
@@ -32,6 +33,7 @@ class TrainerRun(Run):
         self.accumulated = trainer.accumulate_grad_batches if self.automatic else 1
         self.clipped = bool(trainer.gradient_clip_val)
         self.datamodule = getattr(trainer, "datamodule", None)
+        self._loggers = Loggers(trainer.loggers, self.tell)
         precision = trainer.precision_plugin
         self.sandbox = Sandbox(
             module, precision=precision.forward_context, convert=precision.convert_input, trainer=trainer
@@ -91,16 +93,32 @@ class TrainerRun(Run):
         # Not through callback_metrics, which computes the user's metrics: their errors would look like ours.
         results = self.trainer._logger_connector._callback_metrics
         results.update({key: torch.tensor(value) for key, value in values.items()})
-        wrong = []
-        for logger in self.trainer.loggers:
+        if self._loggers.sinks != self.trainer.loggers:
+            self._loggers = Loggers(self.trainer.loggers, self.tell)
+        return self._loggers.send(values, media, step, lead=self.trainer.is_global_zero)
+
+    def show_final_readings(self, monitors: Iterable[Any]) -> None:
+        """Put the last value of summaries beside the hyperparameters that are about to be logged."""
+        if not self.trainer.is_global_zero:
+            return
+        params: dict[str, Any] = {}
+        holders: tuple[Any, ...] = (self.module, self.datamodule)
+        for holder in holders:
+            if getattr(holder, "_log_hyperparams", False):
+                params |= holder.hparams_initial
+        params.pop("_class_path", None)  # LightningCLI's own
+        keys = [
+            key.replace(monitor.quantity, monitor.prefix, 1)
+            for key in FINAL
+            for monitor in monitors
+            if key.startswith(f"{monitor.quantity}/")
+        ]
+        for logger in self.trainer.loggers if keys else ():
             try:
-                if values:
-                    logger.log_metrics(dict(values), step=step)
-                if self.trainer.is_global_zero:
-                    draw(getattr(logger, "experiment", None), dict(media), step)
+                add_final_readings(logger, params, keys)
             except Exception as error:
-                wrong.append(f"{type(logger).__name__}: {type(error).__name__}: {error}")
-        return wrong
+                said = f"{type(logger).__name__}: {type(error).__name__}: {error}"
+                warnings.warn(f"no final readings beside the hyperparameters: {said}", stacklevel=2)
 
 
 class Driver(Callback):
@@ -120,8 +138,10 @@ class Driver(Callback):
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         self.close(trainer)
         monitors = [each for each in trainer.callbacks if is_monitor(each)]
-        engine = Engine(TrainerRun(trainer, pl_module), monitors)
+        run = TrainerRun(trainer, pl_module)
+        engine = Engine(run, monitors)
         engine.start()
+        run.show_final_readings(monitors)
         self.engine = engine
 
     @override
