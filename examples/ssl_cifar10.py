@@ -1,8 +1,11 @@
 r"""Three self-supervised losses on all of CIFAR-10, judged by nearest neighbours on the whole test set.
 
 The network is a ResNet-18 of a quarter of the width with the stem for small images: three 3 x 3
-convolutions of stride one, no pooling. All of it is said in timm's arguments (``QUARTER``). Every run is
-written when it ends, and its checkpoint with it, for ``linear_evaluation.py``.
+convolutions of stride one, no pooling. All of it is said in timm's arguments (``QUARTER``). Views have 24
+pixels a side: a crop of a fifth of the area or more, as they are drawn here, has 25 on average, so that
+things are as large in training as in the test images of 32, at little more than half of the work. Every
+run is written when it ends, and its checkpoint with it, for ``linear_evaluation.py``; one that was stopped
+goes on from its last epoch when the same command is given again.
 
 python examples/ssl_cifar10.py --data CIFAR10              # 30 epochs of each loss: hours on 2 cores
 python examples/ssl_cifar10.py --data CIFAR10 --precision bf16-mixed   # where a CPU multiplies in bfloat16
@@ -13,6 +16,8 @@ python examples/ssl_cifar10.py --smoke      # seconds, on the digits
 from __future__ import annotations
 
 import argparse
+import hashlib
+import json
 import time
 import warnings
 from pathlib import Path
@@ -24,6 +29,7 @@ from _data import add_data_arguments, load_images
 from _report import save, spread, table
 from _trainer import quiet_trainer
 from _views import two_views
+from lightning.pytorch.callbacks import ModelCheckpoint
 from matplotlib.figure import Figure
 
 from lightning_sym.callbacks import KNNProbe
@@ -38,7 +44,7 @@ FULL_PROJECTORS = {"barlow_twins": (2048,) * 3, "simclr": (2048, 128), "vicreg":
 
 def build(args: argparse.Namespace, method: str) -> JointEmbedding:
     """Return the module of one loss."""
-    special: dict[str, Any] = {"temperature": 0.2} if method == "simclr" else {}
+    special: dict[str, Any] = {"temperature": args.temperature} if method == "simclr" else {}
     if args.full:  # the papers' optimizer, rate and decay
         return METHODS[method](
             "resnet18",
@@ -64,37 +70,56 @@ def build(args: argparse.Namespace, method: str) -> JointEmbedding:
     return module
 
 
+def fingerprint(args: argparse.Namespace) -> str:
+    """Return what tells this configuration from others, in which a stopped run must not go on."""
+    told = {key: value for key, value in vars(args).items() if key not in ("data", "out", "methods", "seeds")}
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:8]
+
+
 def run(args: argparse.Namespace, method: str, seed: int) -> dict[str, Any]:
     """Pretrain once; return what the neighbours said on the way."""
     pl.seed_everything(seed, verbose=False)
     train = load_images(args.data, smoke=args.smoke).take(args.images, seed=seed)
     test = load_images(args.data, smoke=args.smoke, train=False).take(args.test_images, seed=seed)
     options = {"batch_size": args.batch_size, "num_workers": args.workers}
-    data = two_views(train, test, seed=seed, recipe=args.recipe, **options)
-    knn = KNNProbe(k=args.neighbours, every_n_epochs=args.every, strict=True)
+    crops = {"crop_scale": (args.smallest_crop, 1.0)}
+    size = args.view_pixels
+    data = two_views(
+        train, test, seed=seed, recipe=args.recipe, recipe_options=crops, image_size=size, **options
+    )
+    whole, judged = two_views(train, test, seed=seed).probe_dataloaders()
+    knn = KNNProbe(train=whole, val=judged, k=args.neighbours, every_n_epochs=args.every, strict=True)
+    args.out.mkdir(parents=True, exist_ok=True)
+    unfinished = args.out / f"{method}-{seed}-{fingerprint(args)}-unfinished.ckpt"
+    keep = ModelCheckpoint(
+        args.out, filename=unfinished.stem, save_on_train_epoch_end=True, enable_version_counter=False
+    )
     trainer = quiet_trainer(
         accelerator="auto",
         devices=1,
         precision=args.precision,
         max_epochs=args.epochs,
-        callbacks=[knn],
+        callbacks=[knn, keep],
+        enable_checkpointing=True,
         limit_val_batches=0,
     )
     module = build(args, method)
-    began = time.perf_counter()
-    trainer.fit(module, datamodule=data)
-    seconds = time.perf_counter() - began
-    args.out.mkdir(parents=True, exist_ok=True)
+    resumed = torch.load(unfinished, weights_only=True)["epoch"] + 1 if unfinished.exists() else 0
+    began, cpu_began = time.perf_counter(), time.process_time()
+    trainer.fit(module, datamodule=data, ckpt_path=unfinished if resumed else None)
+    seconds, cpu_seconds = time.perf_counter() - began, time.process_time() - cpu_began
     trainer.save_checkpoint(args.out / f"{method}-{seed}.ckpt", weights_only=True)
-    per_epoch = trainer.global_step / args.epochs
+    unfinished.unlink()
+    per_epoch, here = trainer.global_step / args.epochs, args.epochs - resumed
     return {
         "method": method,
         "seed": seed,
         "images": [len(train.y), len(test.y)],
         "steps": trainer.global_step,
         "parameters": sum(p.numel() for p in module.backbone.parameters()),
-        "seconds": seconds,
-        "seconds_an_epoch": seconds / args.epochs,
+        "resumed_at_epoch": resumed,
+        "seconds_an_epoch": seconds / here,
+        "cpu_seconds_an_epoch": cpu_seconds / here,
         "loss": float(trainer.callback_metrics["train_loss"]),
         "epoch": [row["step"] / per_epoch for row in knn.history],
         "knn": [row["knn/accuracy"] for row in knn.history],
@@ -126,8 +151,10 @@ def report(args: argparse.Namespace, runs: list[dict[str, Any]]) -> None:
         ends = {
             name: spread([each["knn"][k] for each in mine]) for name, k in (("untrained", 0), ("trained", -1))
         }
-        summary[method] = {**ends, "seconds_an_epoch": spread([each["seconds_an_epoch"] for each in mine])}
-        told = [f"{end['mean']:.3f} +- {end['std']:.3f}" for end in ends.values()]
+        for seconds in ("seconds_an_epoch", "cpu_seconds_an_epoch"):
+            ends[seconds] = spread([each[seconds] for each in mine])
+        summary[method] = ends
+        told = [f"{end['mean']:.3f} +- {end['std']:.3f}" for end in (ends["untrained"], ends["trained"])]
         rows.append([method, len(mine), *told, summary[method]["seconds_an_epoch"]["mean"]])
     print(table(rows, ["loss", "seeds", "knn untrained", "knn trained", "s/epoch"]), flush=True)
     config = {key: value for key, value in vars(args).items() if key not in ("data", "out")}
@@ -143,8 +170,13 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--full", action="store_true", help="full width, 200 epochs, the papers' optimizer")
     parser.add_argument("--recipe", default="simclr", help="of the views")
+    parser.add_argument("--view-pixels", type=int, default=None, help="24, or 32 with --full")
+    parser.add_argument(
+        "--smallest-crop", type=float, default=None, help="share of the area: .2, or .08 with --full"
+    )
+    parser.add_argument("--temperature", type=float, default=0.2, help="of SimCLR")
     parser.add_argument("--epochs", type=int, default=None, help="30, or 200 with --full")
-    parser.add_argument("--batch-size", type=int, default=None, help="256, or 512 with --full")
+    parser.add_argument("--batch-size", type=int, default=None, help="128, or 512 with --full")
     parser.add_argument("--precision", default=None, help="32-true, or bf16-mixed with --full")
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--weight-decay", type=float, default=1e-4)
@@ -156,7 +188,9 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=0)
     args = parser.parse_args()
     args.epochs = args.epochs or (200 if args.full else 30)
-    args.batch_size = args.batch_size or (512 if args.full else 256)
+    args.batch_size = args.batch_size or (512 if args.full else 128)
+    args.view_pixels = args.view_pixels or (32 if args.full else 24)
+    args.smallest_crop = args.smallest_crop or (0.08 if args.full else 0.2)
     args.precision = args.precision or ("bf16-mixed" if args.full else "32-true")
     if args.smoke:
         args.images, args.test_images, args.epochs, args.every = 256, 180, 2, 1
