@@ -12,7 +12,7 @@ import math
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from functools import partial
 from typing import Any
 
@@ -50,6 +50,7 @@ class Engine:
             ``reduction``, ``spectra`` (the monitors' arithmetic), ``logging``.
         probes: steps observed.
         held_bytes: memory that the last step's sums took.
+        stride: optimizer steps of the last batch: several optimizers make several.
     """
 
     def __init__(self, run: Run, monitors: Iterable[Any]) -> None:
@@ -69,7 +70,7 @@ class Engine:
         self._step = Step()
         self._inside: int | None = None  # the thread that runs the training step now
         self._previous: int | None = None
-        self._stride = 1  # optimizer steps of the last batch: several optimizers make several
+        self.stride = 1
         self._said: set[str] = set()
         self._agreed: set[str] = set()
         self._lazy = False  # whether layers have no shape yet
@@ -78,6 +79,10 @@ class Engine:
     def monitors(self) -> list[Any]:
         """The monitors of the fit."""
         return [seat.monitor for seat in self._seats]
+
+    def of_epochs(self) -> dict[str, bool]:
+        """Return whether a monitor reads at epochs' ends alone, by the first part of its keys."""
+        return {seat.quantity: isinstance(seat.monitor.schedule, EpochEnds) for seat in self._seats}
 
     @property
     def armed(self) -> bool:
@@ -169,15 +174,20 @@ class Engine:
 
     # -- a step -------------------------------------------------------------------------------
 
-    def batch_start(self, batch: Any) -> None:
-        """Arm the hooks if the coming optimizer step is due for a monitor."""
+    def batch_start(self, batch: Any, *, also: Collection[str] = ()) -> None:
+        """Arm the hooks if the coming optimizer step is due for a monitor.
+
+        Args:
+            batch: the step's first, or a further one.
+            also: first parts of the keys of monitors for which it is due in any case.
+        """
         run = self.run
         step = run.step
         if self.armed:
             self._end_batch()
         else:
             if self._previous is not None:
-                self._stride = max(1, step - self._previous)
+                self.stride = max(1, step - self._previous)
             self._previous = step
             run.batch = batch
             if self._lazy and not coverage(run.module).lazy:
@@ -190,7 +200,8 @@ class Engine:
             self._due = [
                 seat
                 for seat in self._seats
-                if not isinstance(seat.monitor.schedule, EpochEnds) and step + self._stride >= seat.due
+                if not isinstance(seat.monitor.schedule, EpochEnds)
+                and (step + self.stride >= seat.due or seat.quantity in also)
             ]
             if not self._due:
                 return
