@@ -200,7 +200,7 @@ def _rows(history: Any) -> Iterable[Any]:
     for each in [history] if isinstance(history, Mapping) else history:
         if isinstance(each, Mapping):
             yield each
-        elif isinstance(each, list | tuple) or hasattr(each, "history"):
+        elif hasattr(each, "history") or (isinstance(each, Sequence) and not isinstance(each, str)):
             yield from _rows(each)
         else:
             yield each

@@ -8,13 +8,22 @@ from pathlib import Path
 
 import pytest
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
+from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_sym.callbacks import CollapseMonitor, Monitor, SharpnessMonitor, monitors
+from lightning_sym import watch
+from lightning_sym.callbacks import (
+    CollapseMonitor,
+    FeatureLearningMonitor,
+    HierarchyMonitor,
+    Monitor,
+    SharpnessMonitor,
+    monitors,
+)
 from lightning_sym.diagnosis import diagnose_run
 from lightning_sym.engine.history import LAST_ROWS, FileHistory, packed, unpacked
 from lightning_sym.observe import Reading
+from tests.models import Classifier, mlp, trainer
 from tests.promises.every import Module, dataset, fit, same
 from tests.promises.ranked import on_ranks, shares
 from tests.promises.test_leaks import tensors_alive
@@ -121,17 +130,15 @@ def test_a_line_that_was_broken_off_is_no_row(tmp_path):
         assert history.path.read_bytes() == text
 
 
-def run(epochs, watching, *, path=None, keep=None):
+def run(epochs, watching, *, path=None, save=None):
     torch.manual_seed(0)
-    more = [] if keep is None else [ModelCheckpoint(keep, save_last=True, save_on_train_epoch_end=True)]
-    settings = {"enable_checkpointing": bool(more), "max_epochs": epochs}
     module = Module("mlp")
     module.net[4].p = 0.0
-    from tests.models import trainer
-
-    fitting = trainer(callbacks=[*watching, *more], **settings)
+    fitting = trainer(callbacks=list(watching), max_epochs=epochs)
     fitting.fit(module, DataLoader(dataset("mlp"), 8), ckpt_path=path)
-    return more[0].last_model_path if more else ""
+    if save is not None:
+        fitting.save_checkpoint(save / "c.ckpt")
+    return None if save is None else save / "c.ckpt"
 
 
 @pytest.mark.parametrize("steps_beyond", [0, 3])
@@ -139,7 +146,7 @@ def test_a_resumed_run_with_a_folder_is_as_one_never_stopped(steps_beyond, tmp_p
     """Rows that were read after the checkpoint was written are read again, and stand there once."""
     whole = monitors("standard", every_n_steps=1, strict=True)
     run(4, whole)
-    path = run(2, monitors("standard", every_n_steps=1, strict=True, keep=tmp_path / "h"), keep=tmp_path)
+    path = run(2, monitors("standard", every_n_steps=1, strict=True, keep=tmp_path / "h"), save=tmp_path)
     if steps_beyond:  # went on, and was lost
         run(3, monitors("standard", every_n_steps=1, strict=True, keep=tmp_path / "h"), path=path)
     resumed = monitors("standard", every_n_steps=1, strict=True, keep=tmp_path / "h")
@@ -157,7 +164,7 @@ def test_a_resumed_run_with_a_folder_is_as_one_never_stopped(steps_beyond, tmp_p
 
 def test_a_number_of_rows_is_what_a_resumed_run_goes_on_with(tmp_path, caplog):
     caplog.set_level("INFO")
-    path = run(2, [CollapseMonitor(every_n_steps=1, keep=2)], keep=tmp_path)
+    path = run(2, [CollapseMonitor(every_n_steps=1, keep=2)], save=tmp_path)
     resumed = CollapseMonitor(every_n_steps=1, keep=2)
     run(3, [resumed], path=path)
     assert [row["step"] for row in resumed.history] == [5, 6, 7, 8, 9]
@@ -170,9 +177,6 @@ def test_a_number_of_rows_is_what_a_resumed_run_goes_on_with(tmp_path, caplog):
 @pytest.mark.parametrize("keep", [LAST_ROWS, None])
 def test_no_samples_are_in_a_checkpoint(keep, tmp_path):
     """Monitors that look at samples again and again: 3,000 numbers a sample would show."""
-    from lightning_sym.callbacks import FeatureLearningMonitor, HierarchyMonitor
-    from tests.models import Classifier, mlp, trainer
-
     torch.manual_seed(0)
     wide, net = 3000, mlp(3000, 4, 3)
     torch.save(Classifier(mlp(wide, 4, 3)).state_dict(), tmp_path / "other.pt")
@@ -197,7 +201,7 @@ def test_ranks_have_files_of_their_own(tmp_path):
     make = lambda: Module("mlp")  # noqa: E731
     expected = on_ranks(2, tmp_path, make, watching(LAST_ROWS), loader=loader)
     chosen = watching(tmp_path / "h")
-    on_ranks(2, tmp_path, make, chosen, Forget(), loader=loader)
+    on_ranks(2, tmp_path, make, chosen, loader=loader)
     files = sorted(path.name for path in (tmp_path / "h").iterdir())
     assert len(files) == 2 * len(chosen)
     for k, monitor in enumerate(chosen):
@@ -205,21 +209,6 @@ def test_ranks_have_files_of_their_own(tmp_path):
         name = f"{monitor.prefix}.rank1.jsonl"
         other = [json.loads(line) for line in (tmp_path / "h" / name).read_text().splitlines()]
         assert same(other, expected[1]["rows"][k])
-
-
-class Forget(Monitor):
-    """Makes lists of the others' histories when the fit has ended, which the ranks can send."""
-
-    quantity = "forget"
-    reads_monitors = True
-
-    def read(self, seen):
-        self.others = seen.others
-        return ()
-
-    def on_train_end(self, trainer, pl_module):
-        for monitor in self.others:
-            monitor.history = list(monitor.history)
 
 
 def test_a_file_that_cannot_be_written_costs_the_history_alone(tmp_path):
@@ -260,8 +249,13 @@ def test_two_thousand_probes_leave_memory_flat_but_for_the_history(tmp_path):
 
     watched = CollapseMonitor(every_n_steps=1, max_layers=1, keep=tmp_path, strict=True)
     sizes = Sizes(every_n_steps=100, keep=tmp_path, strict=True)
-    loader = DataLoader(dataset("mlp"), 24)
-    fit(Module("mlp"), watched, sizes, loader=loader, max_steps=2000, max_epochs=-1)
+    net, x = nn.Linear(6, 3), torch.randn(8, 6)
+    optimizer = torch.optim.SGD(net.parameters(), 1e-3)
+    with watch(net, optimizer, [watched, sizes]):
+        for _ in range(2000):
+            optimizer.zero_grad()
+            net(x).square().mean().backward()
+            optimizer.step()
     assert len(watched.history) == 2000
     (objects, tensors, memory), (objects_late, tensors_late, memory_late) = found[200], found[2000]
     assert objects_late <= objects + 50
