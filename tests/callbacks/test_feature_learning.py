@@ -155,9 +155,10 @@ def test_a_resumed_run_whose_samples_are_gone_reads_what_needs_none(how, tmp_pat
 
     def run(epochs, path=None):
         monitor = FeatureLearningMonitor(every_n_steps=1, samples=6, strict=True, **more)
+        module = classifier()
         torch.manual_seed(epochs)
         loader = DataLoader(TensorDataset(*data()), 8, shuffle=True)
-        trainer = fit(classifier(), monitor, loader=loader, max_epochs=epochs, ckpt_path=path)
+        trainer = fit(module, monitor, loader=loader, max_epochs=epochs, ckpt_path=path)
         return trainer, monitor
 
     first, before = run(1)
