@@ -31,7 +31,7 @@ SYRE = "Syre"
 def watching(kind: str = "mlp", *, double: bool = True, targets: bool = True, **shared: Any) -> list[Monitor]:
     """Return one monitor of each kind, and the diagnosis after them."""
     every = every_monitor(kind, samples=4, double=double, strict=True, **shared)
-    first = {type(monitor).__name__: monitor for monitor in reversed(every)}
+    first = {type(monitor).__name__: monitor for monitor in reversed(every) if monitor.prefix != "circuit"}
     more = [
         SignalMonitor(every_n_steps=1, strict=True, **shared),
         Diagnosis(every_n_steps=2, picture=False, strict=True, **shared),
@@ -91,7 +91,8 @@ def outcome(
     module: nn.Module, optimizers: Sequence[Any], callbacks: Sequence[Any], error: str = ""
 ) -> Outcome:
     """Return what a fit came to."""
-    weights = {name: _whole(value).clone() for name, value in module.state_dict().items()}
+    found = {name.replace("_orig_mod.", ""): value for name, value in module.state_dict().items()}
+    weights = {name: _whole(value).clone() for name, value in found.items()}
     kept = [copy.deepcopy(list(_torch(each).state.values())) for each in optimizers]
     state = [list(weights.values()), kept, [p.grad for p in module.parameters()], torch.get_rng_state()]
     rows = {name_of(each): list(each.history) for each in callbacks if isinstance(each, Monitor)}
@@ -161,6 +162,8 @@ class Column:
         none: rows that have no reading here, and why.
         refused: rows that are refused, and a part of what is said.
         watch: makes the monitors.
+        watch_reference: makes those of the reference, if they are others.
+        syre_reference: what syre's weights are compared with, if it is another fit.
         silent: whether the fit with monitors is compared with one without bitwise.
         slow: whether the suite leaves it to the script.
         needs: a package without which it can't be run.
@@ -176,8 +179,9 @@ class Column:
     none: Mapping[str, str] = field(default_factory=dict)
     refused: Mapping[str, str] = field(default_factory=dict)
     watch: Callable[[], list[Monitor]] = watching
+    watch_reference: Callable[[], list[Monitor]] | None = None
+    syre_reference: Callable[[list[Any], Path], Outcome] | None = None
     silent: bool = True
-    acts: bool = True
     slow: bool = False
     needs: str = ""
 
@@ -187,7 +191,7 @@ class Column:
         for name, message in self.refused.items():
             found[name] = self._refusal(name, message, folder)
         chosen = [m for m in self.watch() if name_of(m) not in found]
-        right = [m for m in self.watch() if name_of(m) not in found]
+        right = [m for m in (self.watch_reference or self.watch)() if name_of(m) not in found]
         bare = self.way([], _made(folder / "bare")) if self.silent else None
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", ".*lightning_sym.*:|.*readings.*")
@@ -215,7 +219,7 @@ class Column:
 
     def _judge_syre(self, bare: Outcome | None, folder: Path) -> Cell:
         ours = self.way(syre(), _made(folder / "syre"))
-        expected = self.reference(syre(), _made(folder / "syre_reference"))
+        expected = (self.syre_reference or self.reference)(syre(), _made(folder / "syre_reference"))
         if ours.error or expected.error:
             return Cell("red", ours.error or f"the reference: {expected.error}")
         far = [n for n, w in ours.weights.items() if not close(w, expected.weights[n], self.places)]
