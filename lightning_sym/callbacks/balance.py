@@ -17,6 +17,7 @@ from typing_extensions import override
 from lightning_sym.callbacks.base import Monitor, at_least
 from lightning_sym.callbacks.symmetries import symmetries_of
 from lightning_sym.engine.batch import Locator
+from lightning_sym.engine.history import LAST_ROWS, Keep
 from lightning_sym.engine.run import Run
 from lightning_sym.engine.schedule import Schedule
 from lightning_sym.observe import GradientNoise, Observation, Reading
@@ -107,6 +108,8 @@ class BalanceMonitor(Monitor):
         population: number of samples that batches are drawn from without replacement, where it is
             not large: noise is smaller by the factor 1 - S / population. ``None``: always fresh samples.
         details: log more of each symmetry, see above.
+        keep: rows of :attr:`history` that a checkpoint holds, or a folder for it
+            (:class:`~lightning_sym.callbacks.base.Monitor`).
         name: first part of its keys instead of ``balance``.
         strict: raise what goes wrong in here instead of warning once and going on.
 
@@ -132,11 +135,17 @@ class BalanceMonitor(Monitor):
         forward: str | Callable[..., Any] = "forward",
         population: int | None = None,
         details: bool = False,
+        keep: Keep = LAST_ROWS,
         name: str | None = None,
         strict: bool = False,
     ) -> None:
         super().__init__(
-            every_n_steps=every_n_steps, layers=layers, max_layers=max_layers, name=name, strict=strict
+            every_n_steps=every_n_steps,
+            layers=layers,
+            max_layers=max_layers,
+            keep=keep,
+            name=name,
+            strict=strict,
         )
         at_least("population", population, 2)
         self.inputs, self.forward = inputs, forward

@@ -485,11 +485,15 @@ class Engine:
         return self.run.ranks.broadcast(values), media
 
     def _publish(self, seat: Seat, values: dict[str, float], media: dict[str, Any], logger_step: int) -> None:
-        seat.monitor.history.append({"step": self.run.step, "fit": seat.monitor.fit, **values})
+        wrong = []
+        try:
+            seat.monitor.history.append({"step": self.run.step, "fit": seat.monitor.fit, **values})
+        except OSError as error:  # of its file
+            wrong.append(f"{type(error).__name__}: {error}")
         own = len(seat.monitor.prefix)
         values = {seat.quantity + key[own:]: value for key, value in values.items()}
         media = {seat.quantity + key[own:]: value for key, value in media.items()}
-        for said in self.run.send(values, media, logger_step):
+        for said in [*wrong, *self.run.send(values, media, logger_step)]:
             if seat.monitor.strict:
                 raise RuntimeError(said)
             self._warn(f"{type(seat.monitor).__name__} could not log: {said}", "")

@@ -238,6 +238,8 @@ class Watching:
     def _after_step(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
         if threading.get_ident() != self.engine.thread:
             return  # another thread trains with the same optimizer
+        if not any(optimizer is each for each in self._run.optimizers):
+            return  # a wrapper's, around the step that was counted
         self._run.steps += 1
         if self._wants_batch and not self._told:
             self._remind()
@@ -276,7 +278,10 @@ def _torch_optimizer(optimizer: Any) -> torch.optim.Optimizer:
         TypeError: if there is none.
     """
     inner = optimizer
-    while not isinstance(inner, torch.optim.Optimizer) or type(inner).__name__ == "_FabricOptimizer":
+    # Fabric's is of a class that is made for the one inside, which it inherits from as well.
+    while not isinstance(inner, torch.optim.Optimizer) or "_FabricOptimizer" in {
+        kind.__name__ for kind in type(inner).__mro__
+    }:
         if not hasattr(inner, "optimizer"):
             raise TypeError(f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}")
         inner = inner.optimizer

@@ -63,9 +63,11 @@ def trainability(
 
 def _draw_anew(module: nn.Module) -> None:
     for child in module.modules():
-        reset = getattr(child, "reset_parameters", None) or getattr(child, "_reset_parameters", None)
-        if callable(reset):
-            reset()
+        for name in ("reset_parameters", "_reset_parameters"):
+            # Not of a wrapper that hands on what the module inside of it has: that one comes by itself.
+            if callable(getattr(type(child), name, None)):
+                getattr(child, name)()
+                break
 
 
 def _progress(

@@ -84,6 +84,13 @@ def test_nothing_changes_and_it_repeats():
     assert torch.equal(x, X)
 
 
+def test_compiled_parts_are_drawn_anew_once():
+    wrapped = network()
+    wrapped[0] = torch.compile(wrapped[0], backend="eager")
+    plain = trainability(Sandbox(network()), Arguments((X,)), steps=5)
+    assert trainability(Sandbox(wrapped), Arguments((X,)), steps=5) == plain
+
+
 def test_other_forwards_and_named_arguments():
     class Encoder(nn.Module):
         def __init__(self):
