@@ -367,7 +367,10 @@ COLUMNS = [
     Column("resumed after Ctrl-C", partial(resumed, KeyboardInterrupt), fit, UNBROKEN),
     Column("killed in the middle of a write, resumed", killed, fit, UNBROKEN),
     Column(
-        "resumed with `weights_only=True`", partial(resumed, ArithmeticError, weights_only=True), fit, UNBROKEN
+        "resumed with `weights_only=True`",
+        partial(resumed, ArithmeticError, weights_only=True),
+        fit,
+        UNBROKEN,
     ),
     Column("no logger", quiet, quiet, "itself"),
     *(
