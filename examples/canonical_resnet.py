@@ -12,7 +12,8 @@ the relations where data are fitted), and the feature ansatz of layer 1, W'W aga
 the outputs' gradients.
 
     python examples/canonical_resnet.py --data CIFAR10            # a quarter of the width, for a CPU
-    python examples/canonical_resnet.py --data CIFAR10 --width 1 --small-images --epochs 100   # a GPU
+    python examples/canonical_resnet.py --data CIFAR10 --width 1 --small-images --images 50000 \
+        --epochs 100 --read-at 1 10 30    # a GPU
 
 Shape letters: N images, D features, C classes.
 """
@@ -222,14 +223,14 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--width", type=float, default=0.25, help="share of a ResNet's channels")
     parser.add_argument("--small-images", action="store_true", help="a stem for small images")
-    parser.add_argument("--images", type=int, default=50_000, help="to train on")
-    parser.add_argument("--epochs", type=int, default=8)
-    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--images", type=int, default=20_000, help="to train on")
+    parser.add_argument("--epochs", type=int, default=5)
+    parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--lr", type=float, default=0.1)
     parser.add_argument("--momentum", type=float, default=0.9)
     parser.add_argument("--decays", type=float, nargs="+", default=[2e-3])
-    parser.add_argument("--read-at", type=int, nargs="+", default=[1, 2, 4, 8], help="epochs")
-    parser.add_argument("--read-train", type=int, default=5000, help="training images collapse is read on")
+    parser.add_argument("--read-at", type=int, nargs="+", default=[1, 3], help="epochs")
+    parser.add_argument("--read-train", type=int, default=2000, help="training images collapse is read on")
     options = parser.parse_args()
     if options.smoke:
         options.seeds, options.images, options.epochs, options.read_at = [0], 1280, 6, [2]
@@ -237,11 +238,18 @@ def main() -> None:
     began = time.process_time()
     train = load_images(options.data, smoke=options.smoke).take(options.images, seed=0)
     test = load_images(options.data, smoke=options.smoke, train=False)
-    runs = {
-        f"{decay:g}": [run(train, test, decay=decay, seed=seed, options=options) for seed in options.seeds]
-        for decay in options.decays
-    }
-    results = {decay: summary(rows) for decay, rows in runs.items()}
+    runs: dict[str, list[list[dict[str, Any]]]] = {f"{decay:g}": [] for decay in options.decays}
+    config = {k: v for k, v in vars(options).items() if k not in ("out", "data")} | {"images_of": train.name}
+    for done, seed in enumerate(options.seeds, start=1):
+        for decay in options.decays:
+            runs[f"{decay:g}"].append(run(train, test, decay=decay, seed=seed, options=options))
+        results = {decay: summary(rows) for decay, rows in runs.items()}
+        result = {
+            "config": config | {"seeds": options.seeds[:done]},
+            "cpu_seconds": time.process_time() - began,
+            "results": results,
+        }
+        save(options.out, "canonical_resnet", result, draw(results))  # a long run may be cut short
     rows = []
     for decay, by_epoch in results.items():
         for epoch, cell in by_epoch.items():
@@ -255,9 +263,6 @@ def main() -> None:
             rows.append((decay, epoch, *(cell[name]["median"] for name in names), *least, ansatz))
     header = ("decay", "epoch", "train", "test", "NC1", "NC1, test")
     print(table(rows, (*header, "least, 1", "worst seed", "least, 2", "worst seed", "ansatz")))
-    config = {k: v for k, v in vars(options).items() if k not in ("out", "data")} | {"images_of": train.name}
-    result = {"config": config, "cpu_seconds": time.process_time() - began, "results": results}
-    save(options.out, "canonical_resnet", result, draw(results))
 
 
 if __name__ == "__main__":
