@@ -220,3 +220,42 @@ def test_measured_exponents_name_the_predicted_phases(tmp_path):
         size = cell["output_scale"] + 1 + cell["var_u"]
         assert cell["size_exponent"]["median"] == pytest.approx(size, abs=0.12)
         assert cell["kernel_exponent"]["median"] == pytest.approx(size + cell["output_scale"], abs=0.12)
+
+
+def test_noise_fixes_the_size_of_representations_and_descent_does_not(tmp_path):
+    result = run("representation_normalisation", tmp_path)["results"]
+    for key in ("first", "second"):
+        noisy, still = (
+            [cell[key]["median"] for cell in result[f"linear, {how}"].values()] for how in ("SGD", "GD")
+        )
+        assert max(noisy) / min(noisy) < 1.1 < 1.5 < max(still) / min(still)
+        assert noisy == pytest.approx([1, 1, 1], abs=0.1)
+    cosines = {how: [c["cosine"] for c in result[f"tanh, {how}"].values()] for how in ("SGD", "GD")}
+    assert min(c["low"] for c in cosines["SGD"]) > min(c["median"] for c in cosines["GD"])
+
+
+def test_large_weights_generalise_worse_where_they_fit_equally(tmp_path):
+    result = run("feature_scales", tmp_path)
+    small, ordinary = (result["results"][scale] for scale in ("0.1", "1"))
+    assert small["fitted"] == ordinary["fitted"] == result["config"]["seeds"]
+    assert small["test_accuracy"]["low"] > ordinary["test_accuracy"]["high"]
+    assert small["kernel_change"]["low"] > ordinary["kernel_change"]["high"]
+
+
+def test_tangent_kernels_of_a_stack_are_jacobian_products(monkeypatch):
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    example, stacked = (importlib.import_module(name) for name in ("feature_scales", "_stacked"))
+    stack = stacked.Stack([5, 6, 3], seeds=[0, 1], dtype=torch.float64)
+    x = torch.randn(4, 5).double()
+    found, bound = example.kernels(stack, x), example.stiffness(stack, x.expand(2, -1, -1)).detach()
+    for k in range(2):
+        rows = []
+        for image in x:
+            weights = [w.detach()[k].clone().requires_grad_() for w in stack.weights]
+            out = torch.relu(image @ weights[0]) @ weights[1]
+            gradients = [torch.autograd.grad(o, weights, retain_graph=True) for o in out]
+            rows.append(torch.stack([torch.cat([g.flatten() for g in each]) for each in gradients]))
+        exact = torch.stack([torch.stack([(a * b).sum() for b in rows]) for a in rows])
+        torch.testing.assert_close(found[k], exact)
+        curvature = torch.linalg.eigvalsh(torch.cat(rows) @ torch.cat(rows).mT / len(x))[-1]
+        assert float(curvature) <= float(bound[k]) <= float(exact.diagonal().mean())
