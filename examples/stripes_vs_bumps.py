@@ -110,7 +110,7 @@ def draw(runs: list[dict[str, Any]], counts: dict[str, dict[int, list[float]]], 
             for k, value in enumerate(values):
                 reached = math.isfinite(value)
                 right.plot(
-                    size + 0.25 * (k - 1),
+                    size + 0.25 * (k - (len(values) - 1) / 2),
                     value if reached else most * size * 1.25,
                     "o" if reached else "^",
                     color=colour,
