@@ -90,7 +90,7 @@ SYRE = [
     Claim(
         "2408.15495",
         "the same, on a convolutional network",
-        "300 MNIST images at half their side, two convolutions, 8 tasks of 300 Adam steps, every decay at its "
+        "300 MNIST images at half their side, two convolutions, 8 tasks of 300 Adam steps, each decay at its "
         "best",
         "near full rank; vanilla collapses",
         "plasticity_convolutional_mnist",
