@@ -13,7 +13,7 @@ the outputs' gradients.
 
     python examples/canonical_resnet.py --data CIFAR10            # a quarter of the width, for a CPU
     python examples/canonical_resnet.py --data CIFAR10 --width 1 --small-images --images 50000 \
-        --epochs 100 --read-at 1 10 30    # a GPU
+        --epochs 100 --decays 1e-4 5e-4 --read-at 1 10 30    # a GPU
 
 Shape letters: N images, D features, C classes.
 """
@@ -223,13 +223,13 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--width", type=float, default=0.25, help="share of a ResNet's channels")
     parser.add_argument("--small-images", action="store_true", help="a stem for small images")
-    parser.add_argument("--images", type=int, default=20_000, help="to train on")
+    parser.add_argument("--images", type=int, default=10_000, help="to train on")
     parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--lr", type=float, default=0.1)
     parser.add_argument("--momentum", type=float, default=0.9)
-    parser.add_argument("--decays", type=float, nargs="+", default=[2e-3])
-    parser.add_argument("--read-at", type=int, nargs="+", default=[1, 3], help="epochs")
+    parser.add_argument("--decays", type=float, nargs="+", default=[4e-3])
+    parser.add_argument("--read-at", type=int, nargs="+", default=[1], help="epochs")
     parser.add_argument("--read-train", type=int, default=2000, help="training images collapse is read on")
     options = parser.parse_args()
     if options.smoke:
