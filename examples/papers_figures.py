@@ -87,6 +87,11 @@ FIGURES: dict[str, tuple[str, str, Callable[[Stored, Callable[..., Any]], Any]]]
         "plasticity_random_labels_mnist",
         lambda s, draw: draw(s["cells"], s["best"]),
     ),
+    "weight_matching": (
+        "weight_matching",
+        "weight_matching",
+        lambda s, draw: draw(s["pairs"], points=s["config"]["points"]),
+    ),
 }
 
 
