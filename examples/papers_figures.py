@@ -81,6 +81,11 @@ FIGURES: dict[str, tuple[str, str, Callable[[Stored, Callable[..., Any]], Any]]]
         "noise_and_scale",
         lambda s, draw: draw(s["norms"], s["sharpness"]),
     ),
+    "representation_normalisation": (
+        "representation_normalisation",
+        "representation_normalisation",
+        lambda s, draw: draw(s["results"]),
+    ),
     "stepwise_ssl": ("stepwise_resnet", "stepwise_resnet", staircases),
     "syre": (
         "plasticity_random_labels",

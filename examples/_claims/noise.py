@@ -234,7 +234,6 @@ NOISE = [
             min(map(middle, of(o, "SGD"))) >= 0.95 and max(map(middle, of(o, "GD"))) <= 0.8,
             min(c["low"] for c in of(o, "SGD")) > max(c["high"] for c in of(o, "GD")),
         ),
-        cause="theory is of linear networks: the balance that tanh has is another one, and gradient descent "
-        "too is not far from it",
+        cause="not established; theory is of linear networks, and the paper's pictures have no number",
     ),
 ]
