@@ -2,8 +2,8 @@ r"""Do the six relations hold in the head of a ResNet-18 on CIFAR-10, read on te
 
 Ziyin et al., 2024, arXiv 2410.03006, see all six alignments above .7 in the two fully connected layers at the
 end of a ResNet-18. Here timm's ResNet-18 with a head of two linear layers without biases and ReLU between,
-trained by SGD with momentum at a constant rate, so that gradient noise and weight decay come to balance,
-on images that are shifted and mirrored. Layer 1 is the map from the pooled features to the hidden layer,
+trained by SGD with momentum on images that are shifted and mirrored; the rate falls along a cosine, or is
+constant (--constant). Layer 1 is the map from the pooled features to the hidden layer,
 layer 2 the output; a is a layer's input side, b its output side. Representations, and gradients of the loss
 by them, are of single test images; moments as in the paper's main text (samples normalised, centred).
 
@@ -148,6 +148,8 @@ def run(train: Images, test: Images, *, decay: float, seed: int, options: Any) -
     optimizer = torch.optim.SGD(
         net.parameters(), lr=options.lr, momentum=options.momentum, weight_decay=decay
     )
+    steps = options.epochs * -(-len(x) // options.batch)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     generator = torch.Generator().manual_seed(1000 + seed)
     rows = []
     for epoch in range(1, options.epochs + 1):
@@ -155,6 +157,8 @@ def run(train: Images, test: Images, *, decay: float, seed: int, options: Any) -
             optimizer.zero_grad()
             F.cross_entropy(net(moved(x[index], generator)), y[index]).backward()
             optimizer.step()
+            if not options.constant:
+                schedule.step()
         if epoch in options.read_at or epoch == options.epochs:
             rows.append({"epoch": epoch, **read(net, parts)})
             last = rows[-1]
@@ -220,16 +224,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     add_data_arguments(parser)
     parser.add_argument("--out", type=Path, default=Path("runs/canonical_resnet"))
+    parser.add_argument("--name", default="canonical_resnet", help="of the JSON and the picture")
+    parser.add_argument("--constant", action="store_true", help="a constant learning rate")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--width", type=float, default=0.25, help="share of a ResNet's channels")
     parser.add_argument("--small-images", action="store_true", help="a stem for small images")
     parser.add_argument("--images", type=int, default=10_000, help="to train on")
-    parser.add_argument("--epochs", type=int, default=5)
+    parser.add_argument("--epochs", type=int, default=15)
     parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--lr", type=float, default=0.1)
+    parser.add_argument("--lr", type=float, default=0.05)
     parser.add_argument("--momentum", type=float, default=0.9)
-    parser.add_argument("--decays", type=float, nargs="+", default=[4e-3])
-    parser.add_argument("--read-at", type=int, nargs="+", default=[1], help="epochs")
+    parser.add_argument("--decays", type=float, nargs="+", default=[2e-3])
+    parser.add_argument("--read-at", type=int, nargs="+", default=[1, 5], help="epochs")
     parser.add_argument("--read-train", type=int, default=2000, help="training images collapse is read on")
     options = parser.parse_args()
     if options.smoke:
@@ -239,7 +245,9 @@ def main() -> None:
     train = load_images(options.data, smoke=options.smoke).take(options.images, seed=0)
     test = load_images(options.data, smoke=options.smoke, train=False)
     runs: dict[str, list[list[dict[str, Any]]]] = {f"{decay:g}": [] for decay in options.decays}
-    config = {k: v for k, v in vars(options).items() if k not in ("out", "data")} | {"images_of": train.name}
+    config = {k: v for k, v in vars(options).items() if k not in ("out", "data", "name")} | {
+        "images_of": train.name
+    }
     for done, seed in enumerate(options.seeds, start=1):
         for decay in options.decays:
             runs[f"{decay:g}"].append(run(train, test, decay=decay, seed=seed, options=options))
@@ -249,7 +257,7 @@ def main() -> None:
             "cpu_seconds": time.process_time() - began,
             "results": results,
         }
-        save(options.out, "canonical_resnet", result, draw(results))  # a long run may be cut short
+        save(options.out, options.name, result, draw(results))  # a long run may be cut short
     rows = []
     for decay, by_epoch in results.items():
         for epoch, cell in by_epoch.items():
