@@ -83,34 +83,35 @@ def train(train_part: Any, test_part: Any, options: Any) -> list[dict[str, Any]]
     before = kernels(stack, probe)
     wanted = options.share * float(target.square().sum(1).mean() / 2)
     rows: list[dict[str, Any]] = [{**each, "reached": False} for each in chosen]
-    done = torch.zeros(len(chosen), dtype=torch.bool)
+    alive = torch.arange(len(chosen))
     generator = torch.Generator().manual_seed(0)
     for step in range(options.steps + 1):
         if step % options.every == 0 or step == options.steps:
             with torch.no_grad():
                 fitted = losses(stack, x, target) <= wanted
-                last = step == options.steps
-                due = torch.nonzero((fitted | last) & ~done).flatten().tolist()
+                due = torch.nonzero(fitted | (step == options.steps)).flatten().tolist()
                 if due:
-                    out = stack.outputs(x_test.expand(len(chosen), -1, -1))
-                    change = (kernels(stack, probe) - before).flatten(1).norm(dim=1)
-                    change = change / before.flatten(1).norm(dim=1)
+                    out = stack.outputs(x_test.expand(len(alive), -1, -1))
+                    change = (kernels(stack, probe) - before[alive]).flatten(1).norm(dim=1)
+                    change = change / before[alive].flatten(1).norm(dim=1)
                 for k in due:
-                    rows[k] |= {
+                    rows[int(alive[k])] |= {
                         "reached": bool(fitted[k]),
                         "steps": step,
                         "test_accuracy": float((out[k].argmax(1) == y_test).double().mean()),
                         "test_loss": float((out[k] - target_test).square().sum(1).mean() / 2),
                         "kernel_change": float(change[k]),
                     }
-                done |= fitted
-            if bool(done.all()):
+            if bool(fitted.any()):  # go on with the others alone
+                alive = alive[~fitted]
+                stack.weights = [w.detach()[~fitted].requires_grad_() for w in stack.weights]
+            if not len(alive):
                 break
         index = torch.randint(len(x), (options.batch,), generator=generator)
-        batch = x[index].expand(len(chosen), -1, -1)
+        batch = x[index].expand(len(alive), -1, -1)
         with torch.no_grad():
             pull = (target[index].mT @ x[index] / len(index)).norm()  # what small weights grow by
-            lr = options.pace / (stiffness(stack, batch) + pull) * ~done
+            lr = options.pace / (stiffness(stack, batch) + pull)
         loss = (stack.outputs(batch) - target[index]).square().sum() / (2 * len(index))
         stack.step(loss, lr=lr.view(-1, 1, 1))
     return rows
