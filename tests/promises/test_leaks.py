@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from lightning_sym import watch
-from lightning_sym.callbacks import CollapseMonitor, Every, Monitor, monitors
+from lightning_sym.callbacks import AlignmentMonitor, CollapseMonitor, Every, Monitor, monitors
 from lightning_sym.observe import Reading
 from tests.promises.every import Module, apart, every_monitor, fit, hooks
 
@@ -125,7 +125,8 @@ def test_what_failed_keeps_no_activations_alive():
     """An error kept with its frames would be a ring through the graph, which no collector sees."""
     net = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3))
     optimizer = torch.optim.SGD(net.parameters(), 0.1)
-    wrong = CollapseMonitor(every_n_steps=1, targets=3)
+    # The second one's hooks on gradients hang on the graph.
+    wrong = [CollapseMonitor(every_n_steps=1, targets=3), AlignmentMonitor(every_n_steps=1)]
     with warnings.catch_warnings(record=True) as caught, watch(net, optimizer, wrong) as watching:
         warnings.simplefilter("always")
         for _ in range(2):
