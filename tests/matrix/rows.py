@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, Trainer
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.utils.data import DataLoader
 
 from lightning_sym.callbacks import Diagnosis, Monitor, SignalMonitor, Syre
@@ -92,7 +93,7 @@ def outcome(
 ) -> Outcome:
     """Return what a fit came to."""
     found = {name.replace("_orig_mod.", ""): value for name, value in module.state_dict().items()}
-    weights = {name: _whole(value).clone() for name, value in found.items()}
+    weights = {name: _whole(value).clone() for name, value in found.items() if not is_lazy(value)}
     kept = [copy.deepcopy(list(_torch(each).state.values())) for each in optimizers]
     state = [list(weights.values()), kept, [p.grad for p in module.parameters()], torch.get_rng_state()]
     rows = {name_of(each): list(each.history) for each in callbacks if isinstance(each, Monitor)}
@@ -193,13 +194,17 @@ class Column:
         chosen = [m for m in self.watch() if name_of(m) not in found]
         right = [m for m in (self.watch_reference or self.watch)() if name_of(m) not in found]
         bare = self.way([], _made(folder / "bare")) if self.silent else None
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", ".*lightning_sym.*:|.*readings.*")
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
             watched = self.way(chosen, _made(folder / "watched"))
             expected = self.reference(right, _made(folder / "reference"))
         for monitor in chosen:
             name = name_of(monitor)
             found[name] = self._judge(name, bare, watched, expected)
+            kind, verdict = type(monitor).__name__, found[name].verdict
+            said = [str(each.message) for each in caught if f"{kind} failed in" in str(each.message)]
+            if said and verdict in ("none", "right"):
+                found[name] = Cell("refused" if verdict == "none" else "red", said[0].partition(": ")[2])
         if SYRE not in found:
             found[SYRE] = self._judge_syre(bare, folder)
         return {name: found[name] for name in names()}
@@ -214,7 +219,7 @@ class Column:
         if wrong:
             return Cell("red", wrong[0])
         if not any(len(row) > 2 for row in b):
-            return Cell("red", "nothing was read")
+            return Cell("none", "it has nothing to read here")
         return Cell("right", self.note if re.search(self.unread or "(?!)", " ".join(a[-1])) else "")
 
     def _judge_syre(self, bare: Outcome | None, folder: Path) -> Cell:
@@ -230,7 +235,9 @@ class Column:
         return Cell("right")
 
     def _refusal(self, name: str, message: str, folder: Path) -> Cell:
-        one = syre() if name == SYRE else [m for m in self.watch() if name_of(m) == name]
+        one: list[Any] = syre() if name == SYRE else [m for m in self.watch() if name_of(m) == name]
+        for each in one:
+            each.strict = True  # what it only warns of otherwise is an error then
         error = self.way(one, _made(folder / name)).error
         if message not in error:
             return Cell("red", f"it must be refused with {message!r}, and ended with {error!r}")
