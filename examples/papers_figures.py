@@ -58,6 +58,7 @@ def options(stored: Stored) -> Namespace:
 #: For each picture the script that draws it, its result, and what is handed to its ``draw``.
 FIGURES: dict[str, tuple[str, str, Callable[[Stored, Callable[..., Any]], Any]]] = {
     "alignment": ("canonical_representation", "canonical_representation", lambda s, draw: draw(s["results"])),
+    "canonical_resnet": ("canonical_resnet", "canonical_resnet", lambda s, draw: draw(s["results"])),
     "composition": ("stripes_vs_bumps", "stripes_vs_bumps", stripes),
     "feature_learning": (
         "feature_mechanisms",
