@@ -65,6 +65,7 @@ FIGURES: dict[str, tuple[str, str, Callable[[Stored, Callable[..., Any]], Any]]]
         "feature_mechanisms",
         lambda s, draw: draw(s["solved"], s["relu"]),
     ),
+    "feature_scales": ("feature_scales", "feature_scales", lambda s, draw: draw(s["results"])),
     "hierarchy": ("loss_staircase", "loss_staircase", lambda s, draw: draw(s["runs"])),
     "law_of_balance": ("law_of_balance", "law_of_balance", lambda s, draw: draw(s["arms"])),
     "learning_circuit": (

@@ -256,7 +256,7 @@ CANONICAL = [
             and middle(o["output, last"]) > middle(o["output, first epoch"])
             and middle(o["ansatz, last"]) > middle(o["ansatz, first epoch"]),
         ),
-        cause="NC1 falls and the ansatz rises, the output's own side does not (the row above); at an accuracy "
+        cause="NC1 falls and the ansatz rises, the output's own side does not (row above); at an accuracy "
         "of .56 nothing has collapsed, and of networks that fit MNIST NC1 comes to .3",
     ),
 ]
