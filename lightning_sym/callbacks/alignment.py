@@ -10,6 +10,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_sym.callbacks.base import Monitor
+from lightning_sym.engine.history import LAST_ROWS, Keep
 from lightning_sym.engine.schedule import Schedule
 from lightning_sym.functional.alignment import (
     PAHExponent,
@@ -68,6 +69,8 @@ class AlignmentMonitor(Monitor):
             paper's experiments; ``"raw"``: second moments, as in its theory.
         null: log the null level.
         exponents: log the PAH exponents.
+        keep: rows of :attr:`history` that a checkpoint holds, or a folder for it
+            (:class:`~lightning_sym.callbacks.base.Monitor`).
         name: first part of its keys instead of ``alignment``.
         strict: raise what goes wrong in here instead of warning once and going on.
 
@@ -86,11 +89,17 @@ class AlignmentMonitor(Monitor):
         moments: Literal["normalized", "raw"] = "normalized",
         null: bool = True,
         exponents: bool = False,
+        keep: Keep = LAST_ROWS,
         name: str | None = None,
         strict: bool = False,
     ) -> None:
         super().__init__(
-            every_n_steps=every_n_steps, layers=layers, max_layers=max_layers, name=name, strict=strict
+            every_n_steps=every_n_steps,
+            layers=layers,
+            max_layers=max_layers,
+            keep=keep,
+            name=name,
+            strict=strict,
         )
         if moments not in ("normalized", "raw"):
             raise ValueError(f"moments must be 'normalized' or 'raw', got {moments!r}")

@@ -13,6 +13,7 @@ from typing_extensions import override
 from lightning_sym.callbacks.base import Monitor, named, within
 from lightning_sym.callbacks.symmetries import symmetries_of
 from lightning_sym.engine.batch import Locator
+from lightning_sym.engine.history import LAST_ROWS, Keep
 from lightning_sym.engine.schedule import Schedule
 from lightning_sym.functional.neural_collapse import neural_collapse_from_sums
 from lightning_sym.functional.rank import (
@@ -100,6 +101,8 @@ class CollapseMonitor(Monitor):
             ``None``: what its ``forward`` names, or the first entry.
         forward: what ``causes`` calls on it: a method of the module, or a function of (module, input).
         histograms: also log each layer's covariance spectrum.
+        keep: rows of :attr:`history` that a checkpoint holds, or a folder for it
+            (:class:`~lightning_sym.callbacks.base.Monitor`).
         name: first part of its keys instead of ``collapse``.
         strict: raise what goes wrong in here instead of warning once and going on.
 
@@ -122,11 +125,17 @@ class CollapseMonitor(Monitor):
         inputs: Locator = None,
         forward: str | Callable[..., Any] = "forward",
         histograms: bool = False,
+        keep: Keep = LAST_ROWS,
         name: str | None = None,
         strict: bool = False,
     ) -> None:
         super().__init__(
-            every_n_steps=every_n_steps, layers=layers, max_layers=max_layers, name=name, strict=strict
+            every_n_steps=every_n_steps,
+            layers=layers,
+            max_layers=max_layers,
+            keep=keep,
+            name=name,
+            strict=strict,
         )
         within("tolerance", tolerance, 0, 1)
         within("rtol", rtol, 0, 1)
@@ -134,6 +143,7 @@ class CollapseMonitor(Monitor):
         self.tolerance = tolerance
         self.rtol = rtol
         self.causes = self.runs_module = causes
+        self.module_readings = "causes"
         self.inputs, self.forward = inputs, forward
         self.histograms = histograms
         self.classes = ClassMeans(targets)

@@ -10,6 +10,7 @@ from typing_extensions import override
 
 from lightning_sym.callbacks.base import Monitor, at_least
 from lightning_sym.engine.batch import Locator, locate, rows_of
+from lightning_sym.engine.history import LAST_ROWS, Keep
 from lightning_sym.engine.probe import gathered
 from lightning_sym.engine.schedule import Schedule
 from lightning_sym.engine.trainability import trainability
@@ -69,6 +70,8 @@ class PlasticityMonitor(Monitor):
             ``None``: what its ``forward`` names, or the first entry.
         forward: what the probe calls on it: a method of the module, or a function of (module, input).
         seed: of the probe's targets and of its fresh twin.
+        keep: rows of :attr:`history` that a checkpoint holds, or a folder for it
+            (:class:`~lightning_sym.callbacks.base.Monitor`).
         name: first part of its keys instead of ``plasticity``.
         strict: raise what goes wrong in here instead of warning once and going on.
 
@@ -91,11 +94,17 @@ class PlasticityMonitor(Monitor):
         inputs: Locator = None,
         forward: str | Callable[..., Any] = "forward",
         seed: int = 0,
+        keep: Keep = LAST_ROWS,
         name: str | None = None,
         strict: bool = False,
     ) -> None:
         super().__init__(
-            every_n_steps=every_n_steps, layers=layers, max_layers=max_layers, name=name, strict=strict
+            every_n_steps=every_n_steps,
+            layers=layers,
+            max_layers=max_layers,
+            keep=keep,
+            name=name,
+            strict=strict,
         )
         at_least("threshold", threshold, 0)
         at_least("trainability_steps", trainability_steps, 0)
@@ -104,6 +113,7 @@ class PlasticityMonitor(Monitor):
         self.threshold = threshold
         self.trainability_steps, self.trainability_lr = trainability_steps, trainability_lr
         self.runs_module = self.reads_epochs = trainability_steps > 0
+        self.module_readings = "trainability"
         self.inputs, self.forward, self.seed = inputs, forward, seed
 
     @override

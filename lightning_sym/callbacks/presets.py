@@ -16,6 +16,7 @@ from lightning_sym.callbacks.diagnosis import Diagnosis
 from lightning_sym.callbacks.plasticity import PlasticityMonitor
 from lightning_sym.callbacks.signal import SignalMonitor
 from lightning_sym.engine.batch import Locator
+from lightning_sym.engine.history import LAST_ROWS, Keep
 from lightning_sym.engine.lightning import attach
 from lightning_sym.engine.schedule import Schedule
 
@@ -24,7 +25,7 @@ class Monitors(Callback, Sequence[Monitor]):
     """Several monitors as one callback, and as a sequence of them.
 
     ``Trainer(callbacks=monitors())``, ``Trainer(callbacks=[monitors(), other])`` and
-    ``Trainer(callbacks=[*monitors(), other])`` are the same.
+    ``Trainer(callbacks=[*monitors(), other])`` are the same, and so is ``monitors() + [other]``.
 
     Attributes:
         members: the monitors.
@@ -46,6 +47,12 @@ class Monitors(Callback, Sequence[Monitor]):
     def __iter__(self) -> Iterator[Monitor]:
         return iter(self.members)
 
+    def __add__(self, others: Sequence[Callback]) -> list[Callback]:
+        return [*self, *others]
+
+    def __radd__(self, others: Sequence[Callback]) -> list[Callback]:
+        return [*others, *self]
+
     def __repr__(self) -> str:
         return f"Monitors({self.members!r})"
 
@@ -62,6 +69,7 @@ def monitors(
     layers: str | list[str] | None = None,
     targets: int | str | Callable[[Any], Tensor] | None = None,
     inputs: Locator = None,
+    keep: Keep = LAST_ROWS,
     strict: bool = False,
 ) -> Monitors:
     """Return ready monitors.
@@ -81,6 +89,8 @@ def monitors(
         targets: where the class labels are in a batch, for neural collapse: an index, a key or a function.
         inputs: where the module's input is in a batch, for ``full``'s trainability probe, likewise;
             ``None``: what its ``forward`` names, or the first entry.
+        keep: rows of each history that a checkpoint holds, or a folder for them
+            (:class:`~lightning_sym.callbacks.base.Monitor`).
         strict: raise what goes wrong inside instead of warning once and going on.
 
     Returns:
@@ -100,6 +110,7 @@ def monitors(
         "every_n_steps": 200 if every_n_steps is None else every_n_steps,
         "layers": layers,
         "max_layers": {"light": 4, "standard": 12, "full": 1_000_000}[preset],
+        "keep": keep,
         "strict": strict,
     }
     chosen: list[Monitor] = [
@@ -109,5 +120,5 @@ def monitors(
     if preset != "light":
         chosen.append(AlignmentMonitor(exponents=full, **shared))
     chosen.append(SignalMonitor(**shared))
-    chosen.append(Diagnosis(every_n_steps=shared["every_n_steps"], strict=strict))
+    chosen.append(Diagnosis(every_n_steps=shared["every_n_steps"], keep=keep, strict=strict))
     return Monitors(chosen)

@@ -12,7 +12,7 @@ import math
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from functools import partial
 from typing import Any
 
@@ -33,6 +33,7 @@ from lightning_sym.observe.layers import Layer, readers, watchable_layers
 from lightning_sym.observe.observation import LayerObservation, Observation
 from lightning_sym.observe.statistics.statistic import Statistic
 from lightning_sym.observe.step import Step, Targets
+from lightning_sym.sandbox import NotApartError
 
 SECTIONS = ("hooks", "moments", "reduction", "spectra", "logging")
 
@@ -49,6 +50,7 @@ class Engine:
             ``reduction``, ``spectra`` (the monitors' arithmetic), ``logging``.
         probes: steps observed.
         held_bytes: memory that the last step's sums took.
+        stride: optimizer steps of the last batch: several optimizers make several.
     """
 
     def __init__(self, run: Run, monitors: Iterable[Any]) -> None:
@@ -68,7 +70,7 @@ class Engine:
         self._step = Step()
         self._inside: int | None = None  # the thread that runs the training step now
         self._previous: int | None = None
-        self._stride = 1  # optimizer steps of the last batch: several optimizers make several
+        self.stride = 1
         self._said: set[str] = set()
         self._agreed: set[str] = set()
         self._lazy = False  # whether layers have no shape yet
@@ -77,6 +79,10 @@ class Engine:
     def monitors(self) -> list[Any]:
         """The monitors of the fit."""
         return [seat.monitor for seat in self._seats]
+
+    def of_epochs(self) -> dict[str, bool]:
+        """Return whether a monitor reads at epochs' ends alone, by the first part of its keys."""
+        return {seat.quantity: isinstance(seat.monitor.schedule, EpochEnds) for seat in self._seats}
 
     @property
     def armed(self) -> bool:
@@ -168,15 +174,20 @@ class Engine:
 
     # -- a step -------------------------------------------------------------------------------
 
-    def batch_start(self, batch: Any) -> None:
-        """Arm the hooks if the coming optimizer step is due for a monitor."""
+    def batch_start(self, batch: Any, *, also: Collection[str] = ()) -> None:
+        """Arm the hooks if the coming optimizer step is due for a monitor.
+
+        Args:
+            batch: the step's first, or a further one.
+            also: first parts of the keys of monitors for which it is due in any case.
+        """
         run = self.run
         step = run.step
         if self.armed:
             self._end_batch()
         else:
             if self._previous is not None:
-                self._stride = max(1, step - self._previous)
+                self.stride = max(1, step - self._previous)
             self._previous = step
             run.batch = batch
             if self._lazy and not coverage(run.module).lazy:
@@ -189,7 +200,8 @@ class Engine:
             self._due = [
                 seat
                 for seat in self._seats
-                if not isinstance(seat.monitor.schedule, EpochEnds) and step + self._stride >= seat.due
+                if not isinstance(seat.monitor.schedule, EpochEnds)
+                and (step + self.stride >= seat.due or seat.quantity in also)
             ]
             if not self._due:
                 return
@@ -324,14 +336,16 @@ class Engine:
         ran = {layer.name for layer in layers}
         # An expert that got no token is nothing to speak of where another got one.
         stacks = {layer.layer.holder for layer in layers if not layer.layer.in_order}
-        if silent := [
-            watch.layer.name
+        silent = [
+            watch
             for watch in watches
             if watch.layer.name not in ran and (watch.layer.in_order or watch.layer.holder not in stacks)
-        ]:
-            self._warn(
-                f"layers that never ran have no readings: {', '.join(silent)}", f" (in step {self.run.step})"
-            )
+        ]
+        for transformed, why in ((False, "that never ran"), (True, "that only torch.func's transforms ran")):
+            if names := [watch.layer.name for watch in silent if watch.transformed == transformed]:
+                self._warn(
+                    f"layers {why} have no readings: {', '.join(names)}", f" (in step {self.run.step})"
+                )
         self._read(due, layers, logger_step)
 
     def _disarm(self) -> None:
@@ -471,11 +485,15 @@ class Engine:
         return self.run.ranks.broadcast(values), media
 
     def _publish(self, seat: Seat, values: dict[str, float], media: dict[str, Any], logger_step: int) -> None:
-        seat.monitor.history.append({"step": self.run.step, "fit": seat.monitor.fit, **values})
+        wrong = []
+        try:
+            seat.monitor.history.append({"step": self.run.step, "fit": seat.monitor.fit, **values})
+        except OSError as error:  # of its file
+            wrong.append(f"{type(error).__name__}: {error}")
         own = len(seat.monitor.prefix)
         values = {seat.quantity + key[own:]: value for key, value in values.items()}
         media = {seat.quantity + key[own:]: value for key, value in media.items()}
-        for said in self.run.send(values, media, logger_step):
+        for said in [*wrong, *self.run.send(values, media, logger_step)]:
             if seat.monitor.strict:
                 raise RuntimeError(said)
             self._warn(f"{type(seat.monitor).__name__} could not log: {said}", "")
@@ -501,6 +519,14 @@ class Engine:
             if monitor.strict:
                 raise _own(failure) from None
             on = f" on rank {failure.rank}" if self.run.ranks.size > 1 else ""
+            kind, _, reason = failure.said.partition(": ")
+            if kind == NotApartError.__name__:  # nobody else could run it either
+                self._warn(
+                    reason,
+                    f"{on}. Off are the readings of {', '.join(_running_the_module(self.monitors))}. The fit "
+                    "goes on without them; pass strict=True to raise instead.",
+                )
+                return None
             self._warn(
                 f"{type(monitor).__name__} failed in {failure.place or where()}",
                 f" at step {self.run.step}{on}: {failure.said}. The fit goes on without this reading; pass "
@@ -519,6 +545,16 @@ class Engine:
 def _own(failure: RankError) -> Exception:
     """Return a failure's own error on the rank that raised it, and one that names it on the others."""
     return failure.error or RuntimeError(f"{failure.said} (on rank {failure.rank})")
+
+
+def _running_the_module(monitors: Iterable[Any]) -> list[str]:
+    """Return who runs the module outside of its step, and for which readings."""
+    parts = {
+        type(each).__name__: f" ({each.module_readings})" if each.module_readings else ""
+        for each in monitors
+        if each.runs_module
+    }
+    return [name + part for name, part in parts.items()]
 
 
 def _place(method: str, seen: Observation) -> str:

@@ -14,12 +14,13 @@ from torch import nn
 from typing_extensions import override
 
 from lightning_sym.engine.engine import Engine
-from lightning_sym.engine.publish import draw
+from lightning_sym.engine.loggers import Loggers
 from lightning_sym.engine.run import Run
 from lightning_sym.engine.seats import is_monitor
 from lightning_sym.sandbox import Sandbox
 
-#: What takes readings: a TensorBoard ``SummaryWriter``, or a function of ``{key: value}`` and the step.
+#: What takes readings: a TensorBoard ``SummaryWriter``, a logger of Lightning's or Fabric's, or a function of
+#: ``{key: value}`` and the step.
 Sink = Any
 
 
@@ -54,8 +55,8 @@ def watch(
         module: what is trained; wrappers of DDP and Fabric are looked through.
         optimizer: the optimizer, or all of them.
         monitors: a monitor, or several (:func:`~lightning_sym.callbacks.monitors`).
-        to: who takes readings besides the histories: a TensorBoard ``SummaryWriter``, a function of
-            ``({key: value}, step)``, or several.
+        to: who takes readings besides the histories: a TensorBoard ``SummaryWriter``, a logger of Lightning's
+            or Fabric's, a function of ``({key: value}, step)``, or several.
         accumulate: backward passes a step, each of a loss that is divided by this number.
         scaler: the ``torch.amp.GradScaler``, if there is one.
         precision: makes the context that forward passes run in, such as
@@ -87,7 +88,8 @@ class LoopRun(Run):
         precision: Callable[[], AbstractContextManager[Any]] | None,
     ) -> None:
         super().__init__(module)
-        self.accumulated, self._scaler, self._sinks = accumulate, scaler, sinks
+        self.accumulated, self._scaler = accumulate, scaler
+        self._loggers = Loggers(sinks, self.tell)
         self._optimizers = optimizers
         self.steps = 0
         self.stopped = False
@@ -120,18 +122,7 @@ class LoopRun(Run):
 
     @override
     def send(self, values: Mapping[str, float], media: Mapping[str, Any], step: int) -> list[str]:
-        wrong = []
-        for sink in self._sinks if self.ranks.rank == 0 else ():
-            try:
-                if hasattr(sink, "add_scalar"):
-                    for key, value in values.items():
-                        sink.add_scalar(key, value, step)
-                    draw(sink, dict(media), step)
-                else:
-                    sink(dict(values), step)
-            except Exception as error:
-                wrong.append(f"{type(sink).__name__}: {type(error).__name__}: {error}")
-        return wrong
+        return self._loggers.send(values, media, step) if self.ranks.rank == 0 else []
 
 
 class Watching:
@@ -247,6 +238,8 @@ class Watching:
     def _after_step(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
         if threading.get_ident() != self.engine.thread:
             return  # another thread trains with the same optimizer
+        if not any(optimizer is each for each in self._run.optimizers):
+            return  # a wrapper's, around the step that was counted
         self._run.steps += 1
         if self._wants_batch and not self._told:
             self._remind()
@@ -267,10 +260,10 @@ def _check(module: Any, *, to: Any, scaler: Any, precision: Any) -> None:
     if not isinstance(module, nn.Module):
         raise TypeError(f"module must be a torch.nn.Module, got {type(module).__name__}")
     for sink in to if isinstance(to, Sequence) and not isinstance(to, str) else [to]:
-        if not (callable(sink) or hasattr(sink, "add_scalar")):
+        if not (callable(sink) or hasattr(sink, "add_scalar") or hasattr(sink, "log_metrics")):
             raise TypeError(
-                "to must be a SummaryWriter, a function of the readings and the step, or several, got "
-                f"{type(sink).__name__}"
+                "to must be a SummaryWriter, a logger, a function of the readings and the step, or several, "
+                f"got {type(sink).__name__}"
             )
     if scaler is not None and not hasattr(scaler, "get_scale"):
         raise TypeError(f"scaler must be a torch.amp.GradScaler, got {type(scaler).__name__}")
@@ -285,7 +278,10 @@ def _torch_optimizer(optimizer: Any) -> torch.optim.Optimizer:
         TypeError: if there is none.
     """
     inner = optimizer
-    while not isinstance(inner, torch.optim.Optimizer) or type(inner).__name__ == "_FabricOptimizer":
+    # Fabric's is of a class that is made for the one inside, which it inherits from as well.
+    while not isinstance(inner, torch.optim.Optimizer) or "_FabricOptimizer" in {
+        kind.__name__ for kind in type(inner).__mro__
+    }:
         if not hasattr(inner, "optimizer"):
             raise TypeError(f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}")
         inner = inner.optimizer

@@ -53,6 +53,11 @@ def in_backward() -> bool:
     return torch._C._current_graph_task_id() != -1
 
 
+def transforming() -> bool:
+    """Return whether a transform of ``torch.func`` (vmap, grad, jvp, ...) is running in this thread."""
+    return torch._C._functorch.peek_interpreter_stack() is not None
+
+
 class LayerWatch:
     """Watches one layer from :meth:`attach` to :meth:`detach` and keeps what its tallies keep.
 
@@ -212,6 +217,7 @@ class LayerWatch:
         self.calls = torch.zeros(1, dtype=accumulation_dtype(self.device), device=self.device)
         self.errors: dict[Statistic, Exception] = {}
         self.fed_by_data = True
+        self.transformed = False
         self._mode = ""  # "plain" while only passes without gradient were seen, then "graph"
         self._foreign = False  # another optimizer stepped since
         self._compared, self._no_weight = False, ""
@@ -284,7 +290,27 @@ class LayerWatch:
 
     def open(self) -> bool:
         """Return whether a call that is made now may be taken in."""
-        return not self.closed and (in_backward() or self._looking())
+        if self.closed or self._is_transformed():
+            return False
+        return in_backward() or self._looking()
+
+    def _is_transformed(self) -> bool:
+        """Return whether a transform of ``torch.func`` runs, whose tensors don't outlive it."""
+        if not transforming():
+            return False
+        self.transformed = self.transformed or self._looking()
+        return True
+
+    def guard(self, hook: Callable[..., None]) -> Callable[..., None]:
+        """Return a hook that keeps what goes wrong in it: nothing of ours ends the user's step."""
+
+        def guarded(*args: Any) -> None:
+            try:
+                hook(*args)
+            except Exception as error:
+                self.fail(error)
+
+        return guarded
 
     def fail(self, error: Exception) -> None:
         """Take note of an error while a call was looked at: no statistic has a result."""
@@ -344,7 +370,9 @@ class LayerWatch:
             The call, or None if it was not taken in.
         """
         again = in_backward()  # a recomputed forward, after the training step has returned
-        if self.closed or not output.numel() or not (again or (self._looking() and self._belongs())):
+        if self.closed or not output.numel() or self._is_transformed():
+            return None
+        if not again and not (self._looking() and self._belongs()):
             return None
         with self._timed():
             mine = output if part is None else part(output)
@@ -363,7 +391,7 @@ class LayerWatch:
                 self._show(call, Tally.hold)
                 if graph is None:
                     # The hook goes on the output itself: a slice of it has no part in the graph.
-                    output.register_hook(partial(self._gradient, call, part))
+                    output.register_hook(self.guard(partial(self._gradient, call, part)))
         call.release()
         return call
 

@@ -74,6 +74,8 @@ def chains_of(dim: Dim) -> list[Chain]:
     """Return a dimension as segments: ``(offset, [(atom, size, stride), ...])``."""
     chains: list[Chain] = [(0, [])]
     stride = size_of(dim)
+    if not stride:
+        return []  # no entries
     for leg in dim:
         stride //= leg.size
         if leg.whole:
