@@ -1,4 +1,4 @@
-"""Neural collapse and the feature ansatz beside the six relations, on the same classifiers.
+r"""Neural collapse and the feature ansatz beside the six relations, on the same classifiers.
 
 Ziyin et al. (2024, arXiv 2410.03006) say that the canonical representation hypothesis contains both: at the
 penultimate layer of a classifier that fits its training data it holds exactly where neural collapse does
@@ -10,6 +10,8 @@ relations rise?
 
     python examples/collapse_and_alignment.py                # scikit-learn's digits
     python examples/collapse_and_alignment.py --data MNIST
+    python examples/collapse_and_alignment.py --data MNIST --decays 3e-3 --steps 60 \
+        --name collapse_and_alignment_early    # before they fit
 
 Shape letters: K networks, B samples.
 """
@@ -149,6 +151,7 @@ def main() -> None:
     parser.add_argument(
         "--data", type=Path, default=None, help="a torchvision root with MNIST; default: digits"
     )
+    parser.add_argument("--name", default=None, help="of the JSON and the picture")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--width", type=int, default=64)
     parser.add_argument("--depth", type=int, default=3, help="hidden layers")
@@ -181,14 +184,14 @@ def main() -> None:
     keys = ("a/rga", "a/rwa", "a/gwa", "least", "ansatz")
     ranked = {key: correlation(results, key) for key in keys}
     print("rank correlation with NC1:", {key: round(value, 2) for key, value in ranked.items()})
-    config = {k: v for k, v in vars(options).items() if k not in ("out", "data")} | {"images": name}
+    config = {k: v for k, v in vars(options).items() if k not in ("out", "data", "name")} | {"images": name}
     result = {
         "config": config,
         "cpu_seconds": time.process_time() - began,
         "rank_correlation_with_nc1": ranked,
         "results": cells,
     }
-    save(options.out, f"collapse_and_alignment_{name}", result, draw(results))
+    save(options.out, options.name or f"collapse_and_alignment_{name}", result, draw(results))
 
 
 if __name__ == "__main__":

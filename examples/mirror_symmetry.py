@@ -220,7 +220,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--lr", type=float, default=0.05)
-    parser.add_argument("--decays", type=float, nargs="+", default=[3e-3, 1e-2])
+    parser.add_argument("--decays", type=float, nargs="+", default=[3e-3, 1e-2, 3e-2])
     parser.add_argument("--tolerance", type=float, default=1e-3, help="what counts as nothing")
     parser.add_argument("--size", type=int, default=8, help="of the linear layers")
     parser.add_argument("--noise", type=float, default=1.0, help="deviation of the labels' noise")

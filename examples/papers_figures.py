@@ -58,12 +58,14 @@ def options(stored: Stored) -> Namespace:
 #: For each picture the script that draws it, its result, and what is handed to its ``draw``.
 FIGURES: dict[str, tuple[str, str, Callable[[Stored, Callable[..., Any]], Any]]] = {
     "alignment": ("canonical_representation", "canonical_representation", lambda s, draw: draw(s["results"])),
+    "canonical_resnet": ("canonical_resnet", "canonical_resnet", lambda s, draw: draw(s["results"])),
     "composition": ("stripes_vs_bumps", "stripes_vs_bumps", stripes),
     "feature_learning": (
         "feature_mechanisms",
         "feature_mechanisms",
         lambda s, draw: draw(s["solved"], s["relu"]),
     ),
+    "feature_scales": ("feature_scales", "feature_scales", lambda s, draw: draw(s["results"])),
     "hierarchy": ("loss_staircase", "loss_staircase", lambda s, draw: draw(s["runs"])),
     "law_of_balance": ("law_of_balance", "law_of_balance", lambda s, draw: draw(s["arms"])),
     "learning_circuit": (

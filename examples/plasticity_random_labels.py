@@ -13,7 +13,7 @@ Inputs are the leading principal components of the images, which keeps the netwo
     python examples/plasticity_random_labels.py                # scikit-learn's digits
     python examples/plasticity_random_labels.py --data MNIST
     python examples/plasticity_random_labels.py --data MNIST --convolutional --images-used 300 --tasks 8 \
-        --steps 300 --sigmas 1 --late 3
+        --steps 300 --decays 1e-3 3e-3 1e-2 3e-2 --sigmas 1 --late 3
 
 Shape letters: K networks, N images, D inputs.
 """

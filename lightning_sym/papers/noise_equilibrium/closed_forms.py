@@ -185,12 +185,9 @@ def noise_balance(
         (1.6, 1.0, 9.0)
     """
     chain = _chain(weights)
-    forward = [_covariance(cov_x, chain[0].shape[1], "cov_x")]
-    for weight in chain[:-1]:
-        forward.append(weight @ forward[-1] @ weight.mT)
-    backward = [_covariance(cov_noise, chain[-1].shape[0], "cov_noise")]
-    for weight in reversed(chain[1:]):
-        backward.insert(0, weight.mT @ backward[0] @ weight)
+    forward = _carried(chain[:-1], _covariance(cov_x, chain[0].shape[1], "cov_x"))
+    back = [weight.mT for weight in reversed(chain[1:])]
+    backward = _carried(back, _covariance(cov_noise, chain[-1].shape[0], "cov_noise"))[::-1]
     # forward[i] is X_i and backward[i - 1] is E_i.
     return [
         NoiseBalance(
@@ -330,12 +327,17 @@ def _spectra(s_K: Tensor, layers: int) -> LayerSpectra:
 def _around(weights: Sequence[Tensor], cov_x: Tensor | None) -> list[tuple[Tensor, Tensor]]:
     """Return for each layer the product of the layers after it and the second moment of its inputs."""
     chain = _chain(weights)
-    moment = _covariance(cov_x, chain[0].shape[1], "cov_x")
-    around = []
-    for i, weight in enumerate(chain):
-        around.append((_product(chain[i + 1 :], size=chain[-1].shape[0]), moment))
-        moment = weight @ moment @ weight.mT
-    return around
+    moments = _carried(chain[:-1], _covariance(cov_x, chain[0].shape[1], "cov_x"))
+    size = chain[-1].shape[0]
+    return [(_product(chain[i + 1 :], size=size), moment) for i, moment in enumerate(moments)]
+
+
+def _carried(chain: list[Tensor], moment: Tensor) -> list[Tensor]:
+    """Return a second moment before and behind each layer."""
+    found = [moment]
+    for weight in chain:
+        found.append(weight @ found[-1] @ weight.mT)
+    return found
 
 
 def _product(chain: list[Tensor], *, size: int) -> Tensor:
