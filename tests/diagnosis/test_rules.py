@@ -49,7 +49,7 @@ SICK = {
     "posterior_collapse": {"a__code": 1e-5},
     "mode_collapse": {"a__spread": 0.05},
     "attention_collapse": {"a__attention_least": 1.0, "a__attention_most": 1.0, "a__attention_varies": 0.0},
-    "plasticity_loss": {"loss": [1.0, 0.1, 0.1] + [0.3] * 4 + [0.9] * 4},
+    "plasticity_loss": {"loss": [1.0, 0.1, 0.1, 0.3, 0.3, 0.5, 0.6, 0.7, 0.9, 0.9, 0.9]},
     "lazy_training": {**MOVES, "a__distance": 0.003, "z__distance": 0.001, "loss": falling(0.3)},
     "edge_of_stability": {"turn": -0.97, "sharpness": 1.95},
 }

@@ -25,7 +25,7 @@ def dead_block(course: Course) -> Iterator[Finding]:
         norm, moved = course.get("weight_norm", layer), course.get("moved", layer)
         if len(norm) and not any(norm.values) and not any(moved.values):
             continue
-        if since is not None and layer != course.layers[-1]:
+        if since is not None and layer != course.ran[-1]:
             found[layer] = since
     if found:
         layer = next(iter(found))

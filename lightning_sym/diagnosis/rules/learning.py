@@ -11,7 +11,7 @@ from lightning_sym.diagnosis.finding import Finding
 #: Lowest loss of the last 30 % of readings over that of the first: sick 9 to 59, healthy 2.7 and less.
 WORSE, READINGS = 5.0, 10
 #: Largest relative distance of a weight from its start: sick .004, healthy .088 and more.
-MOVED, FALLEN, LAZY_STEP = 0.02, 0.8, 100
+MOVED, HEAD_MOVED, FALLEN, LAZY_STEP = 0.02, 0.1, 0.8, 100
 TURN, EDGE = -0.9, (1.7, 2.3)
 
 
@@ -45,18 +45,23 @@ def plasticity_loss(course: Course) -> Iterator[Finding]:
 
 
 def lazy_training(course: Course) -> Iterator[Finding]:
-    """The loss falls by a fifth or more while no weight moves by 2 % of its norm: the kernel regime."""
+    """The loss falls by a fifth or more while no weight moves by 2 % of its norm: the kernel regime.
+
+    The last layer may move by 10 %: it needs to fit, and no more than that.
+    """
     distances = {
         layer: s.finite
         for layer, s in course.of("distance").items()
-        if any(course.get("moved", layer).values) and len(s.finite)
+        if course.get("moved", layer).high > 0 and len(s.finite)
     }
     kept = course.kept_loss
     if not distances or kept is None or kept > FALLEN or course.steps[-1] < LAZY_STEP:
         return
-    value = max(series.last for series in distances.values())
-    if value < MOVED:
-        layer = max(distances, key=lambda name: distances[name].last)
+    head = list(distances)[-1]
+    hidden = {layer: s.last for layer, s in distances.items() if layer != head} or {head: distances[head].last}
+    layer = max(hidden, key=hidden.__getitem__)
+    value = hidden[layer]
+    if value < MOVED and distances[head].last < HEAD_MOVED:
         yield Finding(
             "lazy_training",
             "alarm",
@@ -64,9 +69,8 @@ def lazy_training(course: Course) -> Iterator[Finding]:
             course.steps[0],
             value,
             MOVED,
-            f"The loss falls, and yet no weight has moved further than {value:.2%} of its norm: "
-            "features stay "
-            "as they were.",
+            f"The loss falls, and yet no hidden weight has moved further than {value:.2%} of its norm: "
+            "features stay as they were.",
             "the scale of the initial weights or of the output is too large",
             "Make the output's scale or the initial weights smaller, or raise the learning rate.",
         )
