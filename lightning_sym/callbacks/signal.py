@@ -32,8 +32,8 @@ class SignalMonitor(Monitor):
 
     Logs:
         ``signal/loss``: the step's loss, the mean over batches and ranks, where it is known.
-        ``signal/off``: share of the layers that ran whose weights don't ask for gradients, in [0, 1]; only where
-            they are known.
+        ``signal/off``: share of the layers that ran whose weights don't ask for gradients, in [0, 1]; only
+            where they are known.
     for every watched layer:
         ``signal/<layer>/input_share``, ``signal/<layer>/output_share``: share of the mean square that is
             variance over samples and positions, in [0, 1]; 0: the same for every sample.
@@ -42,8 +42,8 @@ class SignalMonitor(Monitor):
         ``signal/<layer>/gradient``: root mean square of output gradients, of per-sample losses.
         ``signal/<layer>/weight_gradient``: norm of the weight's gradient as the optimizer used it.
         ``signal/<layer>/trained``: 1 if the weight asks for gradients, else 0.
-        ``signal/<layer>/moved``: 1 if a bit of the weight changed in the step or since the last reading, else 0;
-            of layers that are not watched, only a 0 of one that ran.
+        ``signal/<layer>/moved``: 1 if a bit of the weight changed in the step or since the last reading, else
+            0; of layers that are not watched, only a 0 of one that ran.
         ``signal/<layer>/left_out``: 1, only where a weight asks for gradients and is in no optimizer.
         ``signal/<layer>/distance``: norm of the change since the run's start over the norm then, of (some of)
             the weight's entries, at least 0.
@@ -65,8 +65,8 @@ class SignalMonitor(Monitor):
         ``signal/<layer>/code``: largest variance over samples of what noise is added to, as to a VAE's code;
             only where noise is added.
         ``signal/<layer>/cover``: of 64 samples of data, how many are the nearest one of some sample that a
-            generator made, over how many are that of another sample of data; above 0, near 1 where it makes what
-            is like data; only where a layer gets both.
+            generator made, over how many are that of another sample of data; above 0, near 1 where it makes
+            what is like data; only where a layer gets both.
         ``signal/<layer>/spread``: deviation of what a generator made over that of data; only where a layer
             gets both.
     of the step after a reading:

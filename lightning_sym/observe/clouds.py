@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def chosen(made_MF: Tensor, data_NF: Tensor) -> Tensor:
-    """Count the samples of data that are the nearest one of some made sample, and of some other sample of data.
+    """Count the samples of data nearest to some made sample, and nearest to some other sample of data.
 
     Made samples all alike choose one sample of data; samples like data choose as many as data do of
     themselves. Both counts are of as many choosers as there are of the fewer.

@@ -43,7 +43,7 @@ class LoopGradients:
             self._arrived.append((call, found.detach()[:SAMPLES].double().square().sum()))
 
     def ends(self) -> Tensor | None:
-        """Return the squared gradients of the first call and of the last, summed over backward passes, ``[2]``.
+        """Return squared gradients of the first call and of the last, summed over backward passes, ``[2]``.
 
         A pass goes through the calls backwards. None where none has eight calls or more.
         """

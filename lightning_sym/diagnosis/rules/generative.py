@@ -37,18 +37,18 @@ def posterior_collapse(course: Course) -> Iterator[Finding]:
 
 
 def mode_collapse(course: Course) -> Iterator[Finding]:
-    """What a generator makes is nearly one thing, or stands for few samples of the data, after ten readings.
+    """What a generator makes is nearly one thing, or near few samples of the data, after ten readings.
 
-    One thing: it spreads over less than a fifth of the data's deviation at the last three readings. Few: by the
-    median of the last five readings it is near a fifth at most of what samples of data are near, and that does
-    not rise. Can't see: single modes that are lost while most are hit; a generator whose noise is not drawn in
-    the step.
+    One thing: it spreads over less than a fifth of the data's deviation at the last three readings. Few: by
+    the median of the last five readings it is near a fifth at most of what samples of data are near, and that
+    does not rise. Can't see: single modes that are lost while most are hit; a generator whose noise is not
+    drawn in the step.
     """
     for layer, series in course.of("spread").items():
         since = series.since(lambda value: value < SPREAD)
         if since is not None and len(series) >= SPREAD_READINGS:
             words = f"what {layer} gets of it deviates {series.last:.2f} times as much as data"
-            yield _collapsed(layer, since, series.last, SPREAD, f"nearly one thing: {words}")
+            yield _collapsed(course, layer, since, series.last, SPREAD, f"nearly one thing: {words}")
             continue
         cover = course.get("cover", layer).finite
         if len(cover) < SPREAD_READINGS:
@@ -57,14 +57,17 @@ def mode_collapse(course: Course) -> Iterator[Finding]:
         if late < COVER and late < RISES * before:
             since = cover.since(lambda value: value < 2 * COVER) or cover.steps[-5]
             words = f"what {layer} gets of it is near {late:.0%} of the data that data themselves are near"
-            yield _collapsed(layer, since, late, COVER, f"few things: {words}")
+            yield _collapsed(course, layer, since, late, COVER, f"few things: {words}")
 
 
-def _collapsed(layer: str, step: int, value: float, limit: float, words: str) -> Finding:
+def _collapsed(course: Course, layer: str, step: int, value: float, limit: float, words: str) -> Finding:
+    """Return the finding, on the last layer of another part of the module than the one that sees both."""
+    part = layer.split(".")[0]
+    makers = [name for name in course.ran if name.split(".")[0] != part]
     return Finding(
         "mode_collapse",
         "alarm",
-        layer,
+        makers[-1] if makers else layer,
         step,
         value,
         limit,

@@ -12,7 +12,8 @@ from lightning_sym.diagnosis.finding import Finding
 #: sick below 2.3e-6 or above 3.8e3.
 VANISHING, EXPLODING = 1e-4, 1e2
 _REMEDY = {
-    False: "Scale the initial weights for the depth (Xavier, He), or add residual connections or normalisation.",
+    False: "Scale the initial weights for the depth (Xavier, He), or add residual connections or "
+    "normalisation.",
     True: "Initialise recurrent weights orthogonally, take gates (LSTM, GRU), or shorten sequences.",
 }
 
@@ -53,7 +54,11 @@ def vanishing_gradients(course: Course) -> Iterator[Finding]:
     reaches = course.of("reach").items()
     for recurrent, (layer, series) in ((False, ratio(course)), *((True, each) for each in reaches)):
         series = series.finite
-        if len(series) >= 3 and series.first < VANISHING and series.since(lambda v: v < VANISHING) is not None:
+        if (
+            len(series) >= 3
+            and series.first < VANISHING
+            and series.since(lambda v: v < VANISHING) is not None
+        ):
             yield _finding("vanishing_gradients", layer, series, VANISHING, recurrent=recurrent)
 
 
@@ -74,7 +79,9 @@ def _finding(kind: str, layer: str, series: Series, limit: float, *, recurrent: 
     verb, much = ("vanishes", "small") if kind == "vanishing_gradients" else ("explodes", "large")
     step, value = series.steps[0], series.first
     if recurrent:
-        where = f"through the positions of {layer}: at the first it is {value:.1e} times what it is at the last"
+        where = (
+            f"through the positions of {layer}: at the first it is {value:.1e} times what it is at the last"
+        )
         cause = f"the initialisation: each position passes on too {much} a share of its gradient"
     else:
         where = f"to {layer}: there it is {value:.1e} times what it is at the last layer"

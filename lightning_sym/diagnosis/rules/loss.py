@@ -11,7 +11,7 @@ from lightning_sym.diagnosis.finding import Finding
 
 #: A healthy loss is never more than 1.32 of its first in the clinic, adversarial ones aside.
 GROWTH = 2.0
-#: A loss that had come down to the one share of its first and is back above the other has lost what it learned.
+#: A loss that was below the one share of its first and is back above the other lost what it learned.
 LEARNED, LOST = 0.4, 0.8
 #: Median over layers of the weight's norm over its first, where the loss keeps more than a share of its first.
 BLOWN_UP, KEPT = 5.0, 0.95
@@ -45,7 +45,9 @@ def divergence(course: Course) -> Iterator[Finding]:
         return
     since = loss.since(lambda value: value > LOST * loss.first)
     if since is not None and _returns(loss) == 1:
-        words = f"Training has diverged: the loss had come down to {loss.low:.3g} and is back at {loss.last:.3g}."
+        words = (
+            f"Training has diverged: the loss had come down to {loss.low:.3g} and is back at {loss.last:.3g}."
+        )
         yield _finding("", since, ratio, LOST, words)
         return
     yield from _blown_up(course)
@@ -61,8 +63,10 @@ def _blown_up(course: Course) -> Iterator[Finding]:
     steps = [since for since in grown if since is not None]
     if len(steps) > len(norms) / 2:
         ratio = statistics.median(s.last / s.first for s in norms)
-        words = f"Training has diverged: weights are {ratio:.3g} times their first, and the loss has not fallen."
-        yield _finding("", min(steps), ratio, BLOWN_UP, words)
+        words = (
+            f"Training has diverged: weights are {ratio:.3g} times their first, and the loss has not fallen."
+        )
+        yield _finding("", min(steps), ratio, BLOWN_UP, f"Training has diverged: {words}.")
 
 
 def _returns(loss: Series) -> int:

@@ -13,19 +13,19 @@ DIRECTIONS = 1.15
 #: The network's input must have more than that to lose.
 INPUT = 2.0
 #: The same where half of the layers lost directions and the loss keeps more than a share of its first.
-FEW, STUCK = 2.0, 0.9
+FEW, STUCK = 2.0, 0.8
 #: Variance over mean square, and of how many layers.
 SHARE, LEAST = 1e-6, 3
 
 
 def rank_collapse(course: Course) -> Iterator[Finding]:
-    """A hidden layer of 8 outputs or more varies in one direction or in none, in a network that does not learn.
+    """A hidden layer of 8 outputs or more varies in one direction or in none, and the loss has not halved.
 
     The input of the network must vary in more than two. In none: the variance is less than 1e-6 of the mean
     square in three layers or more. Where the last layer is narrow (fewer than 8 outputs) one direction may be
     all that is asked for, even if noise keeps the loss up: then it must be so from the first reading, or
-    weights must decay. Where it is wide and the loss has not fallen by a tenth, two directions are few, too, in
-    half of the layers. Can't see: a few directions where ten are needed, in some of the layers.
+    weights must decay. Where it is wide and the loss has not fallen by a fifth, two directions are few, too,
+    in half of the layers. Can't see: a few directions where ten are needed, in some of the layers.
     """
     if course.learns:
         return
