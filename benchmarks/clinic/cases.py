@@ -9,7 +9,7 @@ from .common import Case
 
 FAMILIES: tuple[str, ...] = (
     *("mlp", "cnn", "resnet", "vit", "gpt", "recurrent", "vae", "gan", "ssl", "regression", "streams"),
-    *("lora", "fresh"),
+    *("lora", "fresh", "fresh_sick"),
 )
 
 

@@ -236,6 +236,12 @@ class Attentive(nn.Module):
         """Return logits."""
         return self.head(self.encoder(self.first(x) + self.place).mean(1))
 
+    def focus(self, x: Tensor) -> float:
+        """Return the largest attention weight of each position in the first layer, on average."""
+        x = self.first(x) + self.place
+        weights = self.encoder.layers[0].self_attn(x, x, x, average_attn_weights=False)[1]  # type: ignore[union-attr, operator]
+        return float(weights.amax(-1).mean())
+
 
 class Separate(nn.Module):
     """Three layers called by hand.

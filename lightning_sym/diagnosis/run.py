@@ -20,7 +20,8 @@ ENTAILS: dict[str, set[str]] = {
     "saturation": {"plasticity_loss", "divergence", *_SILENT},
     "weights_vanish": {"dead_units", "dead_block", "equal_units", "posterior_collapse", *_SILENT},
     "dead_block": {"dead_units", "equal_units", *_SILENT},
-    "equal_units": {"dead_units", *_SILENT},
+    # Weights that are zero for good are equal; that they never move, or that all looks alike, is told as well.
+    "equal_units": {"dead_units", *_SILENT} - {"frozen", "attention_collapse"},
     "dead_units": {"equal_units", *_SILENT},
     "attention_collapse": {"rank_collapse", "vanishing_gradients", "frozen"},
     "posterior_collapse": {"rank_collapse", "weights_vanish", "equal_units", "plasticity_loss"},

@@ -10,7 +10,7 @@ from lightning_sym.diagnosis.course import LAST, Course, Series
 from lightning_sym.diagnosis.finding import Finding
 
 #: A healthy loss is never more than 1.32 of its first in the clinic, adversarial ones aside.
-GROWTH = 2.0
+GROWTH, FAR = 2.0, 10.0
 #: A loss that was below the one share of its first and is back above the other lost what it learned.
 LEARNED, LOST = 0.4, 0.8
 #: Median over layers of the weight's norm over its first, where the loss keeps more than a share of its first.
@@ -20,7 +20,7 @@ BLOWN_UP, KEPT = 5.0, 0.95
 def divergence(course: Course) -> Iterator[Finding]:
     """The loss, or what a layer puts out, is not finite; or the loss has grown, or come back, and stays.
 
-    Grown: more than twice its first at the last three readings. Come back: above 0.8 of its first at the last
+    Grown: more than twice its first at the last three readings, or ten times at two. Come back: above 0.8 of its first at the last
     three, after less than 0.4, at once and for the first time: where it comes back again and again, tasks
     change, and where it comes back slowly, :func:`plasticity_loss` judges.
     Or weights are five times their first, in most layers, and the loss has not fallen by 5 %.
@@ -35,10 +35,12 @@ def divergence(course: Course) -> Iterator[Finding]:
         yield _finding(layer, step, math.inf, GROWTH, f"Training has diverged: {where} {verb} not finite.")
         return
     loss = course.loss.finite
-    if len(loss) <= LAST or loss.first <= 0 or course.adversarial:
+    if len(loss) < LAST or loss.first <= 0 or course.adversarial:
         return
     ratio = loss.last / loss.first
     since = loss.since(lambda value: value > GROWTH * loss.first)
+    if since is None:
+        since = loss.since(lambda value: value > FAR * loss.first, last=2)
     if since is not None:
         words = f"Training has diverged: the loss is {ratio:.3g} times its first."
         yield _finding("", since, ratio, GROWTH, words)

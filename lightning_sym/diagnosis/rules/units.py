@@ -21,7 +21,7 @@ STUCK = 0.9
 
 
 def dead_units(course: Course) -> Iterator[Finding]:
-    """Most units that feed a layer are 0 on every sample, at each of the last three readings.
+    """Most units that feed a layer are 0 on every sample, at each of the last three readings; all: of two.
 
     Where no layer that is watched is fed so: most units of a ReLU after any other layer, of those samples
     that are looked at. Can't see: a few dead units; rare units, which look dead on a small batch, are why the
@@ -33,6 +33,8 @@ def dead_units(course: Course) -> Iterator[Finding]:
             if what == "dead_units" and _reads_zeros(course, layer):
                 continue
             since = series.since(lambda value, limit=limit: value >= limit)  # type: ignore[misc]
+            if since is None and series.steps[0] == course.steps[0]:
+                since = series.since(lambda value: value == 1, last=2)
             if since is not None:
                 found[layer] = since
         if found:
