@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator, Mapping
 from functools import partial
@@ -34,6 +35,8 @@ class SignalMonitor(Monitor):
         ``signal/loss``: the step's loss, the mean over batches and ranks, where it is known.
         ``signal/off``: share of the layers that ran whose weights don't ask for gradients, in [0, 1]; only
             where they are known.
+        ``signal/off_runs``: how many stretches of such layers there are, one after another in the order in
+            which layers run; only where they are known.
     for every watched layer:
         ``signal/<layer>/input_share``, ``signal/<layer>/output_share``: share of the mean square that is
             variance over samples and positions, in [0, 1]; 0: the same for every sample.
@@ -57,6 +60,8 @@ class SignalMonitor(Monitor):
         ``signal/<layer>/reach``: gradient of the last output by the first input over that by the last, at
             least 0; only where the module is recurrent. Of a layer that is called eight times or more in a
             row, as in a loop over positions: gradient of its first output over that of its last.
+        ``signal/<layer>/early``: 1 if outputs of the first half of the positions are used by themselves, else
+            0; only where the module is recurrent.
         ``signal/<layer>/attention_least``, ``signal/<layer>/attention_most``: entropy of attention over that
             of looking at all alike, in [0, 1]: of the sharpest and of the flattest head; only where there is
             attention.
@@ -184,8 +189,11 @@ class SignalMonitor(Monitor):
             for what, value in movements.get(name, {}).items():
                 yield Reading(name, what, value)
         if order:
-            off = [name for name, found in movements.items() if not found["trained"] and name in order]
-            yield Reading("", "off", len(off) / len(order))
+            off = [name in movements and not movements[name]["trained"] for name in order]
+            yield Reading("", "off", sum(off) / len(off))
+            yield Reading(
+                "", "off_runs", float(sum(b and not a for a, b in itertools.pairwise([False, *off])))
+            )
         for (layer_name, what), values in sums.items():
             if what in _READ and not (what == "made" and (layer_name, "data") not in sums):
                 other = sums.get((layer_name, "data"))
@@ -281,6 +289,10 @@ def _reach(sums: Tensor, other: Tensor | None) -> Iterator[tuple[str, float]]:
         yield "reach", float((sums[0] / sums[1]).sqrt())
 
 
+def _early(sums: Tensor, other: Tensor | None) -> Iterator[tuple[str, float]]:
+    yield "early", float(sums[0] > 0)
+
+
 def _attention(sums: Tensor, other: Tensor | None) -> Iterator[tuple[str, float]]:
     count, square, vary = sums[:3].tolist()
     shares_H = sums[3:] / count
@@ -303,6 +315,7 @@ def _spread(sums: Tensor, other: Tensor | None) -> Iterator[tuple[str, float]]:
 
 _READ = {
     "dead": _dead,
+    "early": _early,
     "chosen": _chosen,
     "saturated": _saturated,
     "block": _block,

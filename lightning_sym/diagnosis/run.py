@@ -20,7 +20,7 @@ ENTAILS: dict[str, set[str]] = {
     "saturation": {"plasticity_loss", "divergence", *_SILENT},
     "weights_vanish": {"dead_units", "dead_block", "equal_units", "posterior_collapse", *_SILENT},
     "dead_block": {"dead_units", "equal_units", *_SILENT},
-    # Weights that are zero for good are equal; that they never move, or that all looks alike, is told as well.
+    # Weights that are zero for good are equal; that they never move, or that all looks alike, is told, too.
     "equal_units": {"dead_units", *_SILENT} - {"frozen", "attention_collapse"},
     "dead_units": {"equal_units", *_SILENT},
     "attention_collapse": {"rank_collapse", "vanishing_gradients", "frozen"},
@@ -103,6 +103,8 @@ def _primary(found: list[Finding], course: Course) -> list[Finding]:
     for finding in _by_depth(found, course):
         by = explained.get(finding.kind)
         late = diverged is not None and finding.step > course.steps[0]
+        if finding.kind == "frozen" and course.get("weight_norm", finding.layer).zero:
+            by = None  # a weight that is zero keeps itself and others from moving
         if by is None and late and finding.kind != "divergence":
             by = "divergence"
         if by is not None:

@@ -26,7 +26,7 @@ from typing_extensions import override
 from lightning_sym.observe.clouds import chosen
 from lightning_sym.observe.hooks import aside, in_backward
 from lightning_sym.observe.layers import watchable_layers
-from lightning_sym.observe.loops import LoopGradients
+from lightning_sym.observe.loops import FirstUses, LoopGradients
 from lightning_sym.observe.recurrent import CELLS, RECURRENT, gates, near_ends, reach
 from lightning_sym.observe.weights import accumulation_dtype
 
@@ -103,6 +103,7 @@ class FunctionWatch:
         self._tables: list[weakref.ref[Tensor]] = []
         self._points: dict[tuple[str, str], Tensor] = {}
         self._loops: dict[str, LoopGradients] = {}
+        self._uses: dict[str, FirstUses] = {}
         self.sums: dict[tuple[str, str], Tensor] = {}
         self.error: Exception | None = None
 
@@ -155,6 +156,8 @@ class FunctionWatch:
 
     def finish(self) -> None:
         """Add up what takes more than one call."""
+        for layer, uses in self._uses.items():
+            self._add("early", torch.tensor([float(uses.early)], dtype=torch.float64), layer)
         for layer, loop in self._loops.items():
             ends = loop.ends()
             if ends is not None:
@@ -163,7 +166,7 @@ class FunctionWatch:
             made, data = self._points.get((layer, "made")), self._points.get((layer, "data"))
             if what == "made" and made is not None and data is not None and made.shape[1] == data.shape[1]:
                 self._add("chosen", chosen(made, data), layer)
-        self._loops, self._points = {}, {}
+        self._uses, self._loops, self._points = {}, {}, {}
 
     @staticmethod
     def _counts(result: Tensor) -> bool:
@@ -294,6 +297,7 @@ class FunctionWatch:
             if shares is not None:
                 self._add("saturated", shares)
             self._add("reach", reach(name, args))
+        self._uses.setdefault(self._after, FirstUses()).follow(result[0], batch_first=bool(args[8]))
 
     # -- lineage ------------------------------------------------------------------------------
 

@@ -58,6 +58,29 @@ class LoopGradients:
         return torch.stack([sum_of([each[-1][1] for each in long]), sum_of([each[0][1] for each in long])])
 
 
+class FirstUses:
+    """Whether the first half of a recurrent module's outputs is used by itself.
+
+    Where each position's output has a loss of its own, nothing needs to reach back from the last one.
+
+    Attributes:
+        early: whether a gradient came to an output of the first half.
+    """
+
+    def __init__(self) -> None:
+        self.early = False
+
+    def follow(self, output: Tensor, *, batch_first: bool) -> None:
+        """Take in a call by its output ``[N, T, U]`` (or ``[T, N, U]``), which has a gradient function."""
+        output.grad_fn.register_prehook(partial(self._take, int(batch_first)))  # type: ignore[union-attr]
+
+    def _take(self, dim: int, gradients: tuple[Tensor | None, ...]) -> None:
+        found = gradients[0]
+        if found is not None and found.ndim == 3:
+            half = found.detach().narrow(dim, 0, found.shape[dim] // 2)
+            self.early = self.early or bool(half.any())
+
+
 def sum_of(values: list[Tensor]) -> Tensor:
     """Return the sum of some scalars."""
     return torch.stack(values).sum()

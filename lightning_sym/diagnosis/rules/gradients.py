@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Iterator
 
 from lightning_sym.diagnosis.course import LAST, Course, Series
@@ -11,6 +12,8 @@ from lightning_sym.diagnosis.finding import Finding
 #: Ratio of the first layer's output gradient over the last's: healthy .007 to 4.3 at the first reading,
 #: sick below 2.3e-6 or above 3.8e3.
 VANISHING, EXPLODING = 1e-4, 1e2
+#: Share of the first loss that is left where a network has learned, a recurrent one has, and none has.
+HALF, SOLVED, STUCK = 0.5, 0.4, 0.9
 _REMEDY = {
     False: "Scale the initial weights for the depth (Xavier, He), or add residual connections or "
     "normalisation.",
@@ -46,19 +49,19 @@ def ratio(course: Course) -> tuple[str, Series]:
 def vanishing_gradients(course: Course) -> Iterator[Finding]:
     """The first layer's output gradient is less than 1e-4 of the last's, at the first and last readings.
 
-    Of a recurrent layer: the same of its first and last position. Not where the loss has halved. Exactly 0
-    at the first reading alone is a branch that begins at zero.
+    Of a recurrent layer: the same of its first and last position; or at the first reading and at half of
+    all, where the loss has not fallen by a tenth. Not where the loss has halved (of a recurrent layer, which
+    may do a part of its task by the last positions alone: fallen to 40 %; and not where early positions have
+    uses of their own). Exactly 0 at the first reading alone is a branch that begins at zero.
     """
-    if course.learns:
-        return
-    reaches = course.of("reach").items()
+    kept = 1.0 if course.kept_loss is None else course.kept_loss
+    reaches = [each for each in course.of("reach").items() if not course.get("early", each[0]).high > 0]
     for recurrent, (layer, series) in ((False, ratio(course)), *((True, each) for each in reaches)):
         series = series.finite
-        if (
-            len(series) >= 3
-            and series.first < VANISHING
-            and series.since(lambda v: v < VANISHING) is not None
-        ):
+        if len(series) < LAST or series.first >= VANISHING or kept <= (SOLVED if recurrent else HALF):
+            continue
+        most = recurrent and kept > STUCK and statistics.median(series.values) < VANISHING
+        if most or series.since(lambda v: v < VANISHING) is not None:
             yield _finding("vanishing_gradients", layer, series, VANISHING, recurrent=recurrent)
 
 

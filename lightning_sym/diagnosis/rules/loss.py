@@ -13,17 +13,17 @@ from lightning_sym.diagnosis.finding import Finding
 GROWTH, FAR = 2.0, 10.0
 #: A loss that was below the one share of its first and is back above the other lost what it learned.
 LEARNED, LOST = 0.4, 0.8
-#: Median over layers of the weight's norm over its first, where the loss keeps more than a share of its first.
+#: Median over layers of a weight's norm over its first, where the loss keeps more than a share of its first.
 BLOWN_UP, KEPT = 5.0, 0.95
 
 
 def divergence(course: Course) -> Iterator[Finding]:
     """The loss, or what a layer puts out, is not finite; or the loss has grown, or come back, and stays.
 
-    Grown: more than twice its first at the last three readings, or ten times at two. Come back: above 0.8 of its first at the last
-    three, after less than 0.4, at once and for the first time: where it comes back again and again, tasks
-    change, and where it comes back slowly, :func:`plasticity_loss` judges.
-    Or weights are five times their first, in most layers, and the loss has not fallen by 5 %.
+    Grown: more than twice its first at the last three readings, or ten times at two. Come back: above 0.8 of
+    its first at the last three, after less than 0.4, at once and for the first time: where it comes back
+    again and again, tasks change, and where it comes back slowly, :func:`plasticity_loss` judges. Or weights
+    are five times their first, in most layers, and the loss has not fallen by 5 %.
     Can't see: a loss that is not told (a plain loop without ``watching.loss``) and stays finite.
     """
     if course.broken:

@@ -15,8 +15,9 @@ MOST_OFF = 1 / 3
 def frozen(course: Course) -> Iterator[Finding]:
     """A layer that asks for gradients has not moved in any of three steps or more, or is switched off alone.
 
-    Switched off (``requires_grad`` False) counts where layers before and after it are trained, and where no
-    more than a third of the layers are off: frozen backbones, and bases beside adapters, are meant.
+    Switched off (``requires_grad`` False) counts where layers before and after it are trained, in one stretch
+    of no more than a third of the layers: frozen backbones, and bases beside adapters, are meant. And where
+    it puts out the same for every sample, which nobody means.
     Can't see: whether a frozen first layer is meant.
     """
     stuck: list[str] = []
@@ -27,19 +28,23 @@ def frozen(course: Course) -> Iterator[Finding]:
         # Of layers that are not watched only steps that left them as they were are told.
         if len(series) == read >= LAST and series.zero:
             (stuck if course.get("trained", layer).last else off).append(layer)
-    trained = [i for i, series in enumerate(moved.values()) if len(series) and not series.zero]
-    if stuck and trained:
+    if stuck:
         left_out = [layer for layer in stuck if len(course.get("left_out", layer))]
         cause = "wiring: no optimizer has its parameters" if left_out else _why(course, stuck[0])
         yield _finding(course, left_out or stuck, "asks for gradients and has not moved", cause)
     names = list(moved)
+    trained = [i for i, series in enumerate(moved.values()) if len(series) and not series.zero]
     between = [n for n in off if trained and trained[0] < names.index(n) < trained[-1]]
-    share = course.get("off")
+    share, runs = course.get("off"), course.get("off_runs")
     few = share.last <= MOST_OFF if len(share) else len(off) <= MOST_OFF * len(moved)
-    if between and few:
-        yield _finding(
-            course, between, "is frozen between trained layers", "wiring: requires_grad is switched off there"
-        )
+    alone = sum(n in off and (i == 0 or names[i - 1] not in off) for i, n in enumerate(names)) == 1
+    wiring = "wiring: requires_grad is switched off there"
+    if between and few and (runs.last == 1 if len(runs) else alone):
+        yield _finding(course, between, "is frozen between trained layers", wiring)
+        return
+    mute = [n for n in off if course.get("output_share", n).zero or course.get("directions", n).zero]
+    if mute and (trained or stuck):
+        yield _finding(course, mute, "is frozen, and its output is the same for every sample", wiring)
 
 
 def _why(course: Course, layer: str) -> str:

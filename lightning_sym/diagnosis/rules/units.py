@@ -120,7 +120,7 @@ def saturation(course: Course) -> Iterator[Finding]:
             found[layer],
             value,
             SATURATED,
-            f"{value:.0%} of the activations after {layer}{others(list(found))} are at an end of their range.",
+            f"{value:.0%} of the activations after {layer}{others(list(found))} are at the end of a range.",
             "the initialisation: weights or inputs are too large from the start"
             if early
             else "the learning rate, as far as readings tell: it was not so at the first reading",
