@@ -10,6 +10,7 @@ from lightning_sym.diagnosis.course import Course, courses
 from lightning_sym.diagnosis.finding import Finding
 from lightning_sym.diagnosis.rules import RULES
 from lightning_sym.diagnosis.rules.loss import BLOWN_UP
+from lightning_sym.diagnosis.rules.trained import NO_GRADIENT
 
 #: Kinds of alarm a run: more would hide what is to be done first.
 MOST_KINDS = 3
@@ -99,7 +100,9 @@ def _primary(found: list[Finding], course: Course) -> list[Finding]:
     diverged = next((f for f in found if f.kind == "divergence" and f.limit != BLOWN_UP), None)
     # What is wired wrongly follows from nothing that training does; a dead block lets no gradient in, either.
     blocked = any(finding.kind == "dead_block" for finding in found)
-    found = sorted(found, key=lambda each: blocked or not each.cause.startswith("wiring"))
+    found = sorted(
+        found, key=lambda f: not f.cause.startswith("wiring") or (blocked and f.cause.endswith(NO_GRADIENT))
+    )
     for finding in _by_depth(found, course):
         by = explained.get(finding.kind)
         late = diverged is not None and finding.step > course.steps[0]

@@ -10,6 +10,8 @@ from lightning_sym.diagnosis.rules.common import others
 
 #: Share of layers that may be switched off by mistake; more are frozen on purpose.
 MOST_OFF = 1 / 3
+#: Said of a layer without a gradient; a dead block has this effect, too.
+NO_GRADIENT = "no gradient reaches it"
 
 
 def frozen(course: Course) -> Iterator[Finding]:
@@ -27,7 +29,7 @@ def frozen(course: Course) -> Iterator[Finding]:
     for layer, series in moved.items():
         # Of layers that are not watched only steps that left them as they were are told.
         if len(series) == read >= LAST and series.zero:
-            (stuck if course.get("trained", layer).last else off).append(layer)
+            (off if course.get("trained", layer).values[-1:] == [0.0] else stuck).append(layer)
     if stuck:
         left_out = [layer for layer in stuck if len(course.get("left_out", layer))]
         cause = "wiring: no optimizer has its parameters" if left_out else _why(course, stuck[0])
@@ -50,7 +52,7 @@ def frozen(course: Course) -> Iterator[Finding]:
 def _why(course: Course, layer: str) -> str:
     gradient = course.get("weight_gradient", layer)
     if not len(gradient):
-        return "wiring: no gradient reaches it"
+        return f"wiring: {NO_GRADIENT}"
     if gradient.zero:
         return "the initialisation: its gradient is exactly 0"
     return "not known: its gradient is not 0, and yet it stays; the learning rate may be too small"
