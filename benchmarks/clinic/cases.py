@@ -8,20 +8,8 @@ import importlib
 from .common import Case
 
 FAMILIES: tuple[str, ...] = (
-    *(
-        "mlp",
-        "cnn",
-        "resnet",
-        "vit",
-        "gpt",
-        "recurrent",
-        "vae",
-        "gan",
-        "ssl",
-        "regression",
-        "streams",
-        "lora",
-    ),
+    *("mlp", "cnn", "resnet", "vit", "gpt", "recurrent", "vae", "gan", "ssl", "regression", "streams"),
+    *("lora", "fresh", "fresh_sick"),
 )
 
 

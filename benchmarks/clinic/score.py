@@ -5,7 +5,7 @@
 Only runs whose truth holds count; the others are listed. ``--again`` asks today's
 :func:`lightning_sym.diagnosis.diagnose_run` about the stored histories instead of using the findings stored
 with them. Figures are given for each half of the architectures apart: rules are tuned on one and reported on
-the other (:data:`benchmarks.clinic.common.HALVES`).
+the other (:data:`benchmarks.clinic.common.HALVES`); and for fresh cases, which rules were not changed after.
 """
 
 from __future__ import annotations
@@ -21,11 +21,15 @@ from typing import Any
 
 import numpy as np
 
+from ..common import environment
+from .cases import all_cases
 from .common import KINDS
 from .fitting import diagnosed
 from .run import OUT, load
 
 LEVELS = {"note": 1, "warning": 2, "alarm": 3}
+#: What rules are tuned on, what is reported, and what was written after the rules and scored once.
+PARTS = ("tuning", "reported", "fresh")
 MOST_KINDS = 3  # a sick run is named right by its kind among at most so many kinds of alarm
 
 Findings = Sequence[Mapping[str, Any]]
@@ -44,8 +48,9 @@ class Judged:
         strengths: of the strongest finding by kind, see :func:`strength`.
         cause: whether an alarm of the right kind has the right cause; None without one.
         layer: whether one sits on a right layer; None without one, or where it sits nowhere.
-        lead: steps from the first alarm to the step where the outcome left the control's; None where it
-            never did, the sickness is not gradual or there is no alarm.
+        lead: steps from the step at which the first alarm says it began to the one where the outcome left the
+            control's; None where it never did, the sickness is not gradual or there is no alarm.
+        told: the same from the step at which an alarm could first be told, from the readings until then.
     """
 
     name: str
@@ -57,6 +62,7 @@ class Judged:
     cause: bool | None
     layer: bool | None
     lead: float | None
+    told: float | None = None
 
     @property
     def right(self) -> bool:
@@ -78,12 +84,26 @@ def strength(finding: Mapping[str, Any]) -> float:
     return LEVELS[finding["level"]] + distance / (1 + distance)
 
 
-def judge(run: Mapping[str, Any], findings: Findings) -> Judged:
+def first_told(rows: Sequence[Mapping[str, float]]) -> float | None:
+    """Return the first step whose readings, with those before, make an alarm; None where none do.
+
+    Args:
+        rows: of all histories of one fit.
+    """
+    for step in sorted({row["step"] for row in rows}):
+        found = diagnosed([dict(row) for row in rows if row["step"] <= step]) or []
+        if any(finding["level"] == "alarm" for finding in found):
+            return step
+    return None
+
+
+def judge(run: Mapping[str, Any], findings: Findings, *, told: float | None = None) -> Judged:
     """Hold findings against a run's truth.
 
     Args:
         run: as stored.
         findings: as dicts: kind, level, layer, step, value, limit, cause.
+        told: the step at which the first alarm could be told, if known.
     """
     alarms = sorted((f for f in findings if f["level"] == "alarm"), key=lambda f: f["step"])
     own = [f for f in alarms if f["kind"] == run["sick"]]
@@ -104,6 +124,7 @@ def judge(run: Mapping[str, Any], findings: Findings) -> Judged:
         if own and globs
         else None,
         lead=left - alarms[0]["step"] if run["sick"] and left is not None and alarms else None,
+        told=left - told if run["sick"] and left is not None and alarms and told is not None else None,
     )
 
 
@@ -111,6 +132,7 @@ def summary(runs: Sequence[Judged]) -> dict[str, Any]:
     """Return the figures of some runs; None where there is nothing to divide by."""
     sick, healthy = [r for r in runs if r.sick], [r for r in runs if not r.sick]
     leads = [r.lead for r in sick if r.lead is not None]
+    told = [r.told for r in sick if r.told is not None]
     return {
         "sick": len(sick),
         "healthy": len(healthy),
@@ -122,6 +144,7 @@ def summary(runs: Sequence[Judged]) -> dict[str, Any]:
         "layer_right": share(r.layer for r in sick if r.layer is not None),
         "median_lead": statistics.median(leads) if leads else None,
         "leads": len(leads),
+        "median_told": statistics.median(told) if told else None,
     }
 
 
@@ -157,14 +180,14 @@ def roc(runs: Sequence[Judged], kind: str) -> dict[str, Any] | None:
 def table(judged: Sequence[Judged]) -> str:
     """Return a line for each half, each kind and each run that was missed or wronged."""
     lines = [
-        f"{'half':10}{'sick':>6}{'healthy':>9}{'sens.':>8}{'false':>8}{'kind':>8}{'cause':>8}{'layer':>8}{'lead':>8}"
+        f"{'half':10}{'sick':>6}{'healthy':>9}{'sens.':>8}{'false':>8}{'kind':>8}{'cause':>8}{'layer':>8}{'lead':>8}{'told':>8}"
     ]
-    for half in ("tuning", "reported"):
+    for half in PARTS:
         s = summary([run for run in judged if run.half == half])
         cells = [s[k] for k in ("sensitivity", "false_alarms", "kind_right", "cause_right", "layer_right")]
         shown = "".join(f"{'-' if cell is None else format(cell, '.2f'):>8}" for cell in cells)
-        lead = "-" if s["median_lead"] is None else format(s["median_lead"], ".0f")
-        lines.append(f"{half:10}{s['sick']:6}{s['healthy']:9}{shown}{lead:>8}")
+        leads = ("-" if s[k] is None else format(s[k], ".0f") for k in ("median_lead", "median_told"))
+        lines.append(f"{half:10}{s['sick']:6}{s['healthy']:9}{shown}" + "".join(f"{x:>8}" for x in leads))
     lines.append("")
     for kind in KINDS:
         own = [run for run in judged if run.sick == kind]
@@ -187,13 +210,14 @@ def main() -> None:
     """Score the stored runs and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--again", action="store_true", help="ask today's rules about the stored histories")
-    parser.add_argument("--half", choices=("tuning", "reported"), help="this half alone")
+    parser.add_argument("--half", choices=PARTS, help="this half alone")
     parser.add_argument("--out", type=Path, default=OUT, help="where run.py stored (%(default)s)")
     parser.add_argument("--json", type=Path, help="write figures, curves and runs here too")
     args = parser.parse_args()
-    judged, untrue = [], []
+    judged, untrue, stored = [], [], []
     for path in sorted((args.out / "watched").glob("*.json")):
         run = load(path)
+        stored.append(f"{run['name']}.{run['seed']}")
         if args.half not in (None, run["half"]):
             continue
         if not run["truth"]["holds"]:
@@ -205,19 +229,26 @@ def main() -> None:
             parser.error(
                 f"{path.name} has no findings: lightning_sym.diagnosis is not there, or was not; --again?"
             )
-        judged.append(judge(run, findings))
+        gradual = run["sick"] and run["truth"]["leaves"] is not None
+        judged.append(judge(run, findings, told=first_told(rows) if gradual else None))
     if not judged:
         parser.error(f"no runs below {args.out / 'watched'}")
     print(table(judged))
     print(f"\nnot counted, their truth does not hold: {untrue}")
     if args.json is not None:
+        seeds = sorted({int(name.rpartition(".")[2]) for name in stored})
         report = {
-            "halves": {h: summary([r for r in judged if r.half == h]) for h in ("tuning", "reported")},
+            "config": {"command": "python -m benchmarks.clinic.score --again --json", "seeds": seeds},
+            "environment": environment(),
+            "halves": {h: summary([r for r in judged if r.half == h]) for h in PARTS},
             "roc": {kind: roc(judged, kind) for kind in KINDS},
             "runs": [asdict(run) for run in judged],
             "not_counted": untrue,
+            "not_run": [
+                f"{name}.{seed}" for name in all_cases() for seed in seeds if f"{name}.{seed}" not in stored
+            ],
         }
-        args.json.write_text(json.dumps(report, indent=1))
+        args.json.write_text(json.dumps(report, indent=1) + "\n")
 
 
 if __name__ == "__main__":

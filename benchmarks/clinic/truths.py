@@ -170,7 +170,8 @@ def movement(module: nn.Module) -> Callable[[LightningModule], Measures]:
     """Return a measure of how weights moved since now.
 
     ``still``: weight matrices that are bitwise what they were; ``moved``: the whole's relative change;
-    ``shrunk``: the smallest ratio of a weight matrix's norm to its norm now; ``still/<glob>`` is left to
+    ``shrunk``: the smallest ratio of a weight matrix's norm to its norm now, 1 where
+    all are zero; ``still/<glob>`` is left to
     :func:`still`.
     """
     before = {name: p.detach().clone() for name, p in module.named_parameters() if p.ndim > 1}
@@ -183,7 +184,7 @@ def movement(module: nn.Module) -> Callable[[LightningModule], Measures]:
         return {
             "still": float(sum(torch.equal(now[name], before[name]) for name in before)),
             "moved": math.sqrt(change / size) if size else 0.0,
-            "shrunk": min(ratios),
+            "shrunk": min(ratios, default=1.0),
         }
 
     return measure

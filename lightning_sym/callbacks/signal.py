@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any, ClassVar
 
@@ -32,6 +33,10 @@ class SignalMonitor(Monitor):
 
     Logs:
         ``signal/loss``: the step's loss, the mean over batches and ranks, where it is known.
+        ``signal/off``: share of the layers that ran whose weights don't ask for gradients, in [0, 1]; only
+            where they are known.
+        ``signal/off_runs``: how many stretches of such layers there are, one after another in the order in
+            which layers run; only where they are known.
     for every watched layer:
         ``signal/<layer>/input_share``, ``signal/<layer>/output_share``: share of the mean square that is
             variance over samples and positions, in [0, 1]; 0: the same for every sample.
@@ -40,18 +45,23 @@ class SignalMonitor(Monitor):
         ``signal/<layer>/gradient``: root mean square of output gradients, of per-sample losses.
         ``signal/<layer>/weight_gradient``: norm of the weight's gradient as the optimizer used it.
         ``signal/<layer>/trained``: 1 if the weight asks for gradients, else 0.
-        ``signal/<layer>/moved``: 1 if the step changed a bit of the weight, else 0; of layers that are not
-            watched, only a 0 of one that ran and asks for gradients.
+        ``signal/<layer>/moved``: 1 if a bit of the weight changed in the step or since the last reading, else
+            0; of layers that are not watched, only a 0 of one that ran.
         ``signal/<layer>/left_out``: 1, only where a weight asks for gradients and is in no optimizer.
         ``signal/<layer>/distance``: norm of the change since the run's start over the norm then, of (some of)
             the weight's entries, at least 0.
     of what follows a layer, watched or not:
         ``signal/<layer>/saturated``: share of tanh, sigmoid and gate values within 0.01 of an end, in [0, 1];
             only where there are such values.
+        ``signal/<layer>/dead``: share of the units of a ReLU that were 0 on every sample and position looked
+            at, in [0, 1]; only where there is a ReLU.
         ``signal/<layer>/added``: the smaller over the larger of two summands' deviations over samples, in
             [0, 1], near 0 where a block adds nothing; only where two tensors of one shape are added.
         ``signal/<layer>/reach``: gradient of the last output by the first input over that by the last, at
-            least 0; only where the module is recurrent.
+            least 0; only where the module is recurrent. Of a layer that is called eight times or more in a
+            row, as in a loop over positions: gradient of its first output over that of its last.
+        ``signal/<layer>/early``: 1 if outputs of the first half of the positions are used by themselves, else
+            0; only where the module is recurrent.
         ``signal/<layer>/attention_least``, ``signal/<layer>/attention_most``: entropy of attention over that
             of looking at all alike, in [0, 1]: of the sharpest and of the flattest head; only where there is
             attention.
@@ -59,6 +69,9 @@ class SignalMonitor(Monitor):
             samples; only where there is attention.
         ``signal/<layer>/code``: largest variance over samples of what noise is added to, as to a VAE's code;
             only where noise is added.
+        ``signal/<layer>/cover``: of 64 samples of data, how many are the nearest one of some sample that a
+            generator made, over how many are that of another sample of data; above 0, near 1 where it makes
+            what is like data; only where a layer gets both.
         ``signal/<layer>/spread``: deviation of what a generator made over that of data; only where a layer
             gets both.
     of the step after a reading:
@@ -90,6 +103,7 @@ class SignalMonitor(Monitor):
     def end_run(self) -> None:
         self._look: FunctionWatch | None = None
         self._before: dict[str, int] = {}
+        self._bits: dict[str, int] = {}
         self._gradients: dict[str, float] = {}
         for handle in getattr(self, "_handles", ()):
             handle.remove()
@@ -163,13 +177,23 @@ class SignalMonitor(Monitor):
         error = look.error if look is not None else None
         sums = run.ranks.attempt(lambda: _checked(look, error))
         sums = _added(run.ranks.gather(sums))
-        order = [] if look is None else list(look.ran)
-        in_order = sorted(seen.every, key=lambda each: order.index(each.name) if each.name in order else -1)
-        for layer in in_order:  # as they ran: the first layer and the last mean something
-            seen.current = layer.name
-            for what, value in _of_layer(layer):
-                yield Reading(layer.name, what, value)
-        yield from self._movements(seen, set(order))
+        order = {} if look is None else dict(zip(look.ran, range(len(look.ran)), strict=True))
+        watched = {layer.name: layer for layer in seen.every}
+        movements = self._movements(seen, watched, order)
+        # As they ran: the first layer and the last mean something.
+        for name in sorted({**watched, **movements}, key=lambda name: order.get(name, -1)):
+            if name in watched:
+                seen.current = name
+                for what, value in _of_layer(watched[name]):
+                    yield Reading(name, what, value)
+            for what, value in movements.get(name, {}).items():
+                yield Reading(name, what, value)
+        if order:
+            off = [name in movements and not movements[name]["trained"] for name in order]
+            yield Reading("", "off", sum(off) / len(off))
+            yield Reading(
+                "", "off_runs", float(sum(b and not a for a, b in itertools.pairwise([False, *off])))
+            )
         for (layer_name, what), values in sums.items():
             if what in _READ and not (what == "made" and (layer_name, "data") not in sums):
                 other = sums.get((layer_name, "data"))
@@ -177,25 +201,32 @@ class SignalMonitor(Monitor):
                     if math.isfinite(value):
                         yield Reading(layer_name, key, value)
 
-    def _movements(self, seen: Observation, ran: set[str]) -> Iterator[Reading]:
-        run, watched = seen.run, {layer.name: layer for layer in seen.every}
-        owned = {id(p) for optimizer in run.optimizers for p in _owned(optimizer)}
-        for name, parts in parameter_groups(run.module).items():
-            moved = fingerprint(parts) != self._before.get(name)
+    def _movements(
+        self, seen: Observation, watched: dict[str, LayerObservation], ran: Mapping[str, int]
+    ) -> dict[str, dict[str, float]]:
+        """Return whether training moves layers: those that are watched, and those that ran and stayed."""
+        owned = {id(p) for optimizer in seen.run.optimizers for p in _owned(optimizer)}
+        found: dict[str, dict[str, float]] = {}
+        for name, parts in parameter_groups(seen.run.module).items():
+            bits, before = fingerprint(parts), self._before.get(name)
+            # Two optimizers may step in turn: that a layer rested in this step alone means nothing.
+            moved = bits != before or bits != self._bits.get(name, bits)
+            self._bits[name] = bits
             trained = any(p.requires_grad for p in parts)
-            if name in watched or (name in ran and trained and not moved):
-                yield Reading(name, "trained", float(trained))
-                yield Reading(name, "moved", float(moved))
-                if trained and not any(id(p) in owned for p in parts):
-                    yield Reading(name, "left_out", 1.0)
+            if name not in watched and (moved or name not in ran):
+                continue
+            values = found[name] = {"trained": float(trained), "moved": float(moved)}
+            if trained and not any(id(p) in owned for p in parts):
+                values["left_out"] = 1.0
             if name in watched:
                 if name in self._gradients:
-                    yield Reading(name, "weight_gradient", self._gradients[name])
+                    values["weight_gradient"] = self._gradients[name]
                 start = seen.state.get("start", {}).get(name)
                 now = kept_entries(watched[name].layer)
                 if start is not None and start.shape == now.shape and float(start.norm()) > 0:
-                    yield Reading(name, "distance", float((now - start).norm() / start.norm()))
+                    values["distance"] = float((now - start).norm() / start.norm())
         self._before = {}
+        return found
 
 
 def _of_layer(layer: LayerObservation) -> Iterator[tuple[str, float]]:
@@ -222,6 +253,8 @@ def _of_layer(layer: LayerObservation) -> Iterator[tuple[str, float]]:
 def _checked(look: FunctionWatch | None, error: Exception | None) -> Sums:
     if error is not None:
         raise error
+    if look is not None:
+        look.finish()
     return {} if look is None else {key: values.cpu() for key, values in look.sums.items()}
 
 
@@ -237,6 +270,14 @@ def _saturated(sums: Tensor, other: Tensor | None) -> Iterator[tuple[str, float]
     yield "saturated", float(sums[0] / sums[1])
 
 
+def _dead(sums: Tensor, other: Tensor | None) -> Iterator[tuple[str, float]]:
+    yield "dead", float((sums == 0).double().mean())
+
+
+def _chosen(sums: Tensor, other: Tensor | None) -> Iterator[tuple[str, float]]:
+    yield "cover", float(sums[0] / sums[1])
+
+
 def _block(sums: Tensor, other: Tensor | None) -> Iterator[tuple[str, float]]:
     low, high = variances(sums).sum(-1).sqrt().sort().values.tolist()
     if high > 0:
@@ -246,6 +287,10 @@ def _block(sums: Tensor, other: Tensor | None) -> Iterator[tuple[str, float]]:
 def _reach(sums: Tensor, other: Tensor | None) -> Iterator[tuple[str, float]]:
     if sums[1] > 0:
         yield "reach", float((sums[0] / sums[1]).sqrt())
+
+
+def _early(sums: Tensor, other: Tensor | None) -> Iterator[tuple[str, float]]:
+    yield "early", float(sums[0] > 0)
 
 
 def _attention(sums: Tensor, other: Tensor | None) -> Iterator[tuple[str, float]]:
@@ -272,6 +317,9 @@ def _spread(sums: Tensor, other: Tensor | None) -> Iterator[tuple[str, float]]:
 
 
 _READ = {
+    "dead": _dead,
+    "early": _early,
+    "chosen": _chosen,
     "saturated": _saturated,
     "block": _block,
     "reach": _reach,

@@ -15,10 +15,25 @@ Row = Mapping[str, float]
 
 @dataclass
 class Series:
-    """One reading over time."""
+    """One reading over time.
+
+    What rules ask at each probe of a long run is kept as values come: whether all are finite, the extremes.
+
+    Attributes:
+        low: the least value so far, NaN aside; infinite before the first.
+        high: the largest.
+    """
 
     steps: list[int] = field(default_factory=list)
     values: list[float] = field(default_factory=list)
+    low: float = field(default=math.inf, init=False)
+    high: float = field(default=-math.inf, init=False)
+    _finite: Series | None = field(default=None, init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        steps, values, self.steps, self.values = self.steps, self.values, [], []
+        for step, value in zip(steps, values, strict=True):
+            self.insert(step, value)
 
     def __len__(self) -> int:
         return len(self.steps)
@@ -33,22 +48,41 @@ class Series:
         """The last value."""
         return self.values[-1]
 
+    @property
+    def zero(self) -> bool:
+        """Whether there are values, all of them 0."""
+        return self.low == self.high == 0
+
     def insert(self, step: int, value: float) -> bool:
         """Add a value in the order of steps; return whether the step was new."""
-        at = bisect.bisect_left(self.steps, step)
-        if at < len(self.steps) and self.steps[at] == step:
-            return False
+        at = len(self.steps)
+        if at and step <= self.steps[-1]:
+            at = bisect.bisect_left(self.steps, step)
+            if self.steps[at] == step:
+                return False
+        if self._finite is None and not math.isfinite(value):
+            self._finite = Series(self.steps, self.values)
+        elif self._finite is not None and math.isfinite(value):
+            self._finite.insert(step, value)
         self.steps.insert(at, step)
         self.values.insert(at, value)
+        self.low, self.high = min(self.low, value), max(self.high, value)
         return True
 
     @property
     def finite(self) -> Series:
         """The same without NaN and Inf."""
-        if all(map(math.isfinite, self.values)):
-            return self
-        kept = [(s, v) for s, v in zip(self.steps, self.values, strict=True) if math.isfinite(v)]
-        return Series([s for s, _ in kept], [v for _, v in kept])
+        return self if self._finite is None else self._finite
+
+    def at(self, step: int) -> float | None:
+        """Return the value read at a step, if there is one."""
+        at = bisect.bisect_left(self.steps, step)
+        return self.values[at] if at < len(self) and self.steps[at] == step else None
+
+    def from_step(self, step: int) -> Series:
+        """The same from a step on."""
+        at = bisect.bisect_left(self.steps, step)
+        return self if at == 0 else Series(self.steps[at:], self.values[at:])
 
     def since(self, holds: Callable[[float], bool], *, last: int = LAST) -> int | None:
         """Return the step from which on a condition holds to the end; None unless of the last readings."""
@@ -84,7 +118,8 @@ class Course:
         self._series: dict[str, dict[str, Series]] = {}
         self._order: dict[str, None] = {}
         self._signal: dict[str, None] = {}
-        self._steps: dict[int, None] = {}
+        self._layers: list[str] | None = None
+        self._steps: list[int] = []
         #: Layer (``""``: the network) and step of each reading that shows something not finite.
         self.broken: list[tuple[int, str]] = []
 
@@ -97,11 +132,16 @@ class Course:
         series = self._series.setdefault(what, {}).setdefault(layer, Series())
         if not series.insert(step, value):
             return
-        self._steps.setdefault(step)
+        at = bisect.bisect_left(self._steps, step)
+        if at == len(self._steps) or self._steps[at] != step:
+            self._steps.insert(at, step)
         if layer:
+            known = len(self._order) + len(self._signal)
             self._order.setdefault(layer)
             if what in ("trained", "gradient", "output_share"):
                 self._signal.setdefault(layer)
+            if known < len(self._order) + len(self._signal):
+                self._layers = None
         if (what == "nonfinite" and value > 0) or (
             what in ("loss", "weight_norm", "score") and not math.isfinite(value)
         ):
@@ -110,7 +150,14 @@ class Course:
     @property
     def layers(self) -> list[str]:
         """Names of layers."""
-        return list({**self._signal, **self._order})
+        if self._layers is None:
+            self._layers = list({**self._signal, **self._order})
+        return self._layers
+
+    @property
+    def ran(self) -> list[str]:
+        """Names of the layers that ran, in that order; where nothing told it, all names."""
+        return list(self._signal) or self.layers
 
     def get(self, what: str, layer: str = "") -> Series:
         """Return a series, empty if it was never read."""
@@ -129,8 +176,8 @@ class Course:
 
     @property
     def steps(self) -> list[int]:
-        """All steps that were read."""
-        return sorted(self._steps)
+        """All steps that were read, in their order."""
+        return self._steps
 
     @property
     def loss(self) -> Series:

@@ -9,17 +9,20 @@ from typing import Any
 from lightning_sym.diagnosis.course import Course, courses
 from lightning_sym.diagnosis.finding import Finding
 from lightning_sym.diagnosis.rules import RULES
+from lightning_sym.diagnosis.rules.loss import BLOWN_UP
+from lightning_sym.diagnosis.rules.trained import NO_GRADIENT
 
 #: Kinds of alarm a run: more would hide what is to be done first.
 MOST_KINDS = 3
 _SILENT = {"rank_collapse", "vanishing_gradients", "frozen", "lazy_training", "attention_collapse"}
 #: What a finding entails: where the first is, the others follow from it and are notes.
 ENTAILS: dict[str, set[str]] = {
-    "exploding_gradients": {"divergence", "dead_units", "plasticity_loss", *_SILENT},
+    "exploding_gradients": {"divergence", "dead_units", "dead_block", "plasticity_loss", *_SILENT},
     "saturation": {"plasticity_loss", "divergence", *_SILENT},
     "weights_vanish": {"dead_units", "dead_block", "equal_units", "posterior_collapse", *_SILENT},
     "dead_block": {"dead_units", "equal_units", *_SILENT},
-    "equal_units": {"dead_units", *_SILENT},
+    # Weights that are zero for good are equal; that they never move, or that all looks alike, is told, too.
+    "equal_units": {"dead_units", *_SILENT} - {"frozen", "attention_collapse"},
     "dead_units": {"equal_units", *_SILENT},
     "attention_collapse": {"rank_collapse", "vanishing_gradients", "frozen"},
     "posterior_collapse": {"rank_collapse", "weights_vanish", "equal_units", "plasticity_loss"},
@@ -27,9 +30,9 @@ ENTAILS: dict[str, set[str]] = {
     "embedding_collapse_complete": {"embedding_collapse_dimensional", "weights_vanish", *_SILENT},
     "embedding_collapse_dimensional": {"rank_collapse", "equal_units"},
     "frozen": {"rank_collapse", "vanishing_gradients", "attention_collapse"},
-    "rank_collapse": {"vanishing_gradients", "attention_collapse", "frozen"},
+    "rank_collapse": {"attention_collapse", "frozen"},
     "plasticity_loss": {"dead_units", "rank_collapse"},
-    "vanishing_gradients": {"lazy_training"},
+    "vanishing_gradients": {"lazy_training", "frozen"},
 }
 
 
@@ -93,12 +96,18 @@ def _primary(found: list[Finding], course: Course) -> list[Finding]:
     """Make notes of what follows from another finding."""
     kept: list[Finding] = []
     explained: dict[str, str] = {}
-    diverged = next((f for f in found if f.kind == "divergence"), None)
+    # Weights that blew up say what drives the rest, and yet not what is wrong with it.
+    diverged = next((f for f in found if f.kind == "divergence" and f.limit != BLOWN_UP), None)
     # What is wired wrongly follows from nothing that training does; a dead block lets no gradient in, either.
     blocked = any(finding.kind == "dead_block" for finding in found)
-    for finding in sorted(found, key=lambda each: blocked or not each.cause.startswith("wiring")):
+    found = sorted(
+        found, key=lambda f: not f.cause.startswith("wiring") or (blocked and f.cause.endswith(NO_GRADIENT))
+    )
+    for finding in _by_depth(found, course):
         by = explained.get(finding.kind)
         late = diverged is not None and finding.step > course.steps[0]
+        if finding.kind == "frozen" and course.get("weight_norm", finding.layer).zero:
+            by = None  # a weight that is zero keeps itself and others from moving
         if by is None and late and finding.kind != "divergence":
             by = "divergence"
         if by is not None:
@@ -108,6 +117,15 @@ def _primary(found: list[Finding], course: Course) -> list[Finding]:
         for kind in ENTAILS.get(finding.kind, ()):
             explained.setdefault(kind, finding.kind)
     return kept
+
+
+def _by_depth(found: list[Finding], course: Course) -> list[Finding]:
+    """Put lost rank before flat attention that comes after it: of inputs that are alike none stands out."""
+    depth = {layer: at for at, layer in enumerate(course.ran)}
+    first = {f.kind: depth.get(f.layer, 0) for f in reversed(found)}
+    if first.get("rank_collapse", len(depth)) >= first.get("attention_collapse", -1):
+        return found
+    return sorted(found, key=lambda f: f.kind == "attention_collapse")
 
 
 def _limited(found: list[Finding]) -> list[Finding]:

@@ -23,15 +23,20 @@ from torch._C import (
 from torch.overrides import TorchFunctionMode
 from typing_extensions import override
 
+from lightning_sym.observe.clouds import chosen
 from lightning_sym.observe.hooks import aside, in_backward, transforming
 from lightning_sym.observe.layers import watchable_layers
-from lightning_sym.observe.recurrent import RECURRENT, gates, near_ends, reach
+from lightning_sym.observe.loops import FirstUses, LoopGradients
+from lightning_sym.observe.recurrent import CELLS, RECURRENT, gates, near_ends, reach
 from lightning_sym.observe.weights import accumulation_dtype
 
 #: Samples of a call that are looked at, and features of each.
 SAMPLES, FEATURES = 64, 1024
+#: Samples and positions of which an activation's units are looked at.
+ROWS = 1024
 _ADDS = {"add", "__add__", "__radd__", "add_", "__iadd__"}
-_PRODUCTS = {"mul", "__mul__", "__rmul__"}
+_PRODUCTS = {"mul", "__mul__", "__rmul__", "mul_", "__imul__"}
+_CUTS = {"relu", "relu_", "relu6", "threshold", "threshold_"}
 _DRAWS = {"randn", "randn_like", "normal", "normal_"}
 _NOISE, _MADE, _PURE = 1, 2, 4
 
@@ -40,7 +45,7 @@ def layer_names(root: nn.Module) -> dict[int, str]:
     """Return the layer of each weight, by the weight's id; recurrent modules too."""
     found = {id(p): layer.name for layer in reversed(watchable_layers(root)) for p in layer.sources()}
     for name, module in root.named_modules():
-        if isinstance(module, nn.RNNBase):
+        if isinstance(module, nn.RNNBase | nn.RNNCellBase):
             found.update({id(p): name for p in module.parameters(recurse=False)})
     return found
 
@@ -91,10 +96,14 @@ class FunctionWatch:
     def __init__(self, root: nn.Module) -> None:
         self._names = layer_names(root)
         self._after = ""
+        self._channels_first = False
         self.ran: dict[str, None] = {}
         self._drawn = False
         self._lines: dict[int, tuple[weakref.ref[Tensor], int]] = {}
         self._tables: list[weakref.ref[Tensor]] = []
+        self._points: dict[tuple[str, str], Tensor] = {}
+        self._loops: dict[str, LoopGradients] = {}
+        self._uses: dict[str, FirstUses] = {}
         self.sums: dict[tuple[str, str], Tensor] = {}
         self.error: Exception | None = None
 
@@ -118,14 +127,17 @@ class FunctionWatch:
         if name in RECURRENT:
             self._recurrent(name, args, result)
             return
+        if name in CELLS:
+            self._called(self._names.get(id(args[3]), ""), result[0] if isinstance(result, tuple) else result)
+            return
         if not isinstance(result, Tensor) or not result.is_floating_point():
             return
         weight = args[1] if len(args) > 1 else kwargs.get("weight")
         layer = self._names.get(id(weight)) if isinstance(weight, Tensor) else None
         flags = self._inherited(name, args, kwargs) if self._drawn else 0
         if layer is not None:
-            self._after = layer
-            self.ran.setdefault(layer)
+            self._channels_first = isinstance(weight, Tensor) and weight.ndim > 2
+            self._called(layer, result)
             if name == "embedding":
                 self._tables = [*(t for t in self._tables if t() is not None), weakref.ref(result)]
             elif isinstance(args[0], Tensor) and self._counts(result):
@@ -136,6 +148,26 @@ class FunctionWatch:
         if flags:
             self._mark(result, flags)
 
+    def _called(self, layer: str, result: Tensor) -> None:
+        self._after = layer
+        self.ran.setdefault(layer)
+        if self._counts(result):
+            self._loops.setdefault(layer, LoopGradients()).follow(result)
+
+    def finish(self) -> None:
+        """Add up what takes more than one call."""
+        for layer, uses in self._uses.items():
+            self._add("early", torch.tensor([float(uses.early)], dtype=torch.float64), layer)
+        for layer, loop in self._loops.items():
+            ends = loop.ends()
+            if ends is not None:
+                self._add("reach", ends, layer)
+        for layer, what in list(self._points):
+            made, data = self._points.get((layer, "made")), self._points.get((layer, "data"))
+            if what == "made" and made is not None and data is not None and made.shape[1] == data.shape[1]:
+                self._add("chosen", chosen(made, data), layer)
+        self._uses, self._loops, self._points = {}, {}, {}
+
     @staticmethod
     def _counts(result: Tensor) -> bool:
         """Return whether a call belongs to the pass that is trained."""
@@ -145,7 +177,10 @@ class FunctionWatch:
     def _activation(
         self, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Tensor
     ) -> None:
-        if name in ("tanh", "sigmoid", "hardtanh", "hardsigmoid"):
+        if name in _CUTS:
+            with aside(result.device.type):
+                self._add("dead", self._live(result.detach()))
+        elif name in ("tanh", "sigmoid", "hardtanh", "hardsigmoid"):
             with aside(result.device.type):
                 self._add("saturated", near_ends(result.detach(), squash=not name.endswith("sigmoid")))
         elif name == "softmax":
@@ -159,6 +194,13 @@ class FunctionWatch:
                 self._scaled_product(args, kwargs)
         elif name in _ADDS and len(args) > 1:
             self._sum(args[0], args[1])
+
+    def _live(self, result: Tensor) -> Tensor:
+        """Return, of each unit of an activation, on how many samples and positions it is not 0."""
+        axis = 1 if result.ndim == 2 or self._channels_first else -1
+        rows_NU = result[:SAMPLES].movedim(axis, -1).flatten(0, -2)
+        rows_NU = rows_NU[:: max(1, len(rows_NU) // ROWS)]
+        return (rows_NU != 0).sum(0).to(accumulation_dtype(result.device))
 
     # -- what is added ------------------------------------------------------------------------
 
@@ -255,6 +297,7 @@ class FunctionWatch:
             if shares is not None:
                 self._add("saturated", shares)
             self._add("reach", reach(name, args))
+        self._uses.setdefault(self._after, FirstUses()).follow(result[0], batch_first=bool(args[8]))
 
     # -- lineage ------------------------------------------------------------------------------
 
@@ -279,6 +322,8 @@ class FunctionWatch:
             if side:
                 with aside(x.device.type):
                     self._add(side, moments(x.detach()), layer)
+                    if (layer, side) not in self._points:
+                        self._points[layer, side] = some(x.detach())
 
     def _add(self, what: str, values: Tensor, layer: str | None = None) -> None:
         key = (self._after if layer is None else layer), what
@@ -290,11 +335,16 @@ class FunctionWatch:
             self.sums[key] = before + values
 
 
-def moments(x: Tensor) -> Tensor:
-    """Return count, sums and sums of squares over samples of (some of) each sample's numbers, ``[3, F]``."""
+def some(x: Tensor) -> Tensor:
+    """Return (some of) each sample's numbers, of some samples, ``[N, F]``."""
     x_NF = x[:SAMPLES].flatten(1)
     x_NF = x_NF[:, :: max(1, x_NF.shape[1] // FEATURES)][:, :FEATURES]
-    x_NF = x_NF.to(accumulation_dtype(x.device))
+    return x_NF.to(accumulation_dtype(x.device))
+
+
+def moments(x: Tensor) -> Tensor:
+    """Return count, sums and sums of squares over samples of :func:`some`' numbers, ``[3, F]``."""
+    x_NF = some(x)
     return torch.stack([torch.full_like(x_NF[0], len(x_NF)), x_NF.sum(0), x_NF.square().sum(0)])
 
 

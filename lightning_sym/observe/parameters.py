@@ -16,7 +16,7 @@ def parameter_groups(root: nn.Module) -> dict[str, list[nn.Parameter]]:
     """Return the parameters of every weight that can be watched, and of recurrent modules, by layer."""
     found = {layer.name: layer.sources() for layer in watchable_layers(root)}
     for name, module in root.named_modules():
-        if isinstance(module, nn.RNNBase):
+        if isinstance(module, nn.RNNBase | nn.RNNCellBase):
             found[name] = list(module.parameters(recurse=False))
     return found
 

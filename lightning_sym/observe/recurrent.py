@@ -14,6 +14,8 @@ from lightning_sym.observe.weights import accumulation_dtype
 
 #: Torch's functions, and how many gates each has.
 RECURRENT = {"lstm": 4, "gru": 3, "rnn_tanh": 1, "rnn_relu": 1}
+#: One position at a time, called in a loop: input, states, both weights, biases.
+CELLS = ("lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell")
 #: Samples that are looked at.
 SAMPLES = 8
 #: How near an end of its range an activation is saturated.

@@ -5,6 +5,7 @@ import math
 import pytest
 
 from lightning_sym.diagnosis import Finding, diagnose_run
+from lightning_sym.diagnosis.course import Series
 from lightning_sym.diagnosis.rules import RULES
 
 STEPS = (1, 20, 40, 60, 80, 100, 120, 140, 160, 180, 200)
@@ -49,7 +50,7 @@ SICK = {
     "posterior_collapse": {"a__code": 1e-5},
     "mode_collapse": {"a__spread": 0.05},
     "attention_collapse": {"a__attention_least": 1.0, "a__attention_most": 1.0, "a__attention_varies": 0.0},
-    "plasticity_loss": {"loss": [1.0, 0.1, 0.1] + [0.3] * 4 + [0.9] * 4},
+    "plasticity_loss": {"loss": [1.0, 0.1, 0.1, 0.3, 0.3, 0.5, 0.6, 0.7, 0.9, 0.9, 0.9]},
     "lazy_training": {**MOVES, "a__distance": 0.003, "z__distance": 0.001, "loss": falling(0.3)},
     "edge_of_stability": {"turn": -0.97, "sharpness": 1.95},
 }
@@ -120,7 +121,150 @@ HEALTHY = {
     "features move": {**MOVES, "a__distance": 0.003, "z__distance": 0.2, "loss": falling(0.3)},
     "not learning yet": {**MOVES, "a__distance": 0.003, "z__distance": 0.001, "loss": 2.0},
     "minibatch noise": {"turn": 0.05, "sharpness": 1.95},
+    "noisy labels of two classes": {
+        "a__input_directions": 9.0,
+        "a__directions": [5.0, 1.6, *[1.06] * 9],
+        "z__trained": 1.0,
+        "loss": [0.69, 0.61, *[0.58] * 9],
+    },
+    "bases beside adapters of a deep network": {
+        **{
+            f"{n}{i}__{key}": value
+            for i in range(4)
+            for n, of in {"base": 0.0, "one": 1.0, "two": 1.0}.items()
+            for key, value in {"trained": of, "moved": of}.items()
+        },
+        "off": 1 / 3,
+        "off_runs": 4.0,
+    },
+    "positions with losses of their own": {"a__reach": 1e-9, "a__early": 1.0, "loss": 2.0},
+    "a recurrence that does most of its task": {"a__reach": 1e-9, "loss": falling(0.3)},
+    "a generator that still learns": {"a__spread": 0.9, "a__cover": [0.05] * 6 + [0.17] * 5},
+    "a confident last sigmoid": {
+        "a__trained": 1.0,
+        "z__trained": 1.0,
+        "z__saturated": [0.1, *[0.9] * 10],
+        "loss": 2.0,
+    },
+    "an embedding that keeps a quarter of its directions": {
+        "embedding__rank": falling(6.0, 26.0),
+        "embedding__variance_share": 0.6,
+    },
+    "a head that moves little after hidden layers that move": {
+        **MOVES,
+        "a__distance": 0.2,
+        "z__distance": 0.01,
+        "loss": falling(0.3),
+    },
+    "weights that grow and learn": {"a__weight_norm": falling(9.0), "loss": falling(0.3)},
+    "norms whose fall slows down": {"a__weight_norm": [1.0, 0.7, 0.52, 0.42, *[0.4] * 7], "loss": 2.0},
 }
+#: Further ways to be sick of a kind.
+ALSO_SICK = {
+    "dead units of a layer that is not watched": ("dead_units", {"a__dead": 1.0, "b__dead": 0.4}),
+    "a layer that dies at once": ("dead_units", {"a__dead_units": [0.2] * 9 + [1.0] * 2}),
+    "zero weights for good": (
+        "equal_units",
+        {**WIDE, "a__distinct_units": 0.02, "a__zero_units": 1.0, "a__moved": 0.0, "b__moved": 1.0},
+    ),
+    "a loss that doubles": ("divergence", {"loss": [1.0, 1.0, *[2.2] * 9]}),
+    "a loss ten times as high, twice": ("divergence", {"loss": [1.0] * 9 + [11.0] * 2}),
+    "a loss that comes back at once": ("divergence", {"loss": [1.0, 0.5, *[0.2] * 6, 0.95, 1.0, 1.0]}),
+    "weights that blew up": ("divergence", {"a__weight_norm": [1.0, *[30.0] * 10], "loss": 2.0}),
+    "a recurrence as a loop": ("vanishing_gradients", {"a__reach": 1e-9, "loss": 2.0}),
+    "a recurrence that comes late": (
+        "vanishing_gradients",
+        {"a__reach": [1e-9] * 7 + [1e-2] * 4, "loss": 2.0},
+    ),
+    "a recurrence that explodes": ("exploding_gradients", {"a__reach": 1e4, "loss": 2.0}),
+    "saturated in the course": (
+        "saturation",
+        {"a__trained": 1.0, "z__trained": 1.0, "a__saturated": [0.1, *[0.9] * 10], "loss": 2.0},
+    ),
+    "a frozen block of three layers": (
+        "frozen",
+        {
+            **{f"l{i}__{key}": float(i not in (4, 5, 6)) for i in range(10) for key in ("trained", "moved")},
+            "off": 0.3,
+            "off_runs": 1.0,
+        },
+    ),
+    "a frozen layer of zeros": (
+        "frozen",
+        {**MOVES, "c__trained": 0.0, "c__moved": 0.0, "c__directions": 0.0, "off": 0.9, "off_runs": 5.0},
+    ),
+    "no layer moves": ("frozen", {"a__trained": 1.0, "a__moved": 0.0}),
+    "depth that leaves two directions": (
+        "rank_collapse",
+        {
+            "a__input_directions": 9.0,
+            **{f"{x}__directions": 1.6 for x in "abcd"},
+            "z__directions": 3.0,
+            "loss": 2.0,
+        },
+    ),
+    "depth that leaves nothing": (
+        "rank_collapse",
+        {"a__input_directions": 9.0, **{f"{x}__output_share": 1e-9 for x in "abcd"}, "loss": 2.0},
+    ),
+    "weights on their way to nothing": (
+        "weights_vanish",
+        {"a__weight_norm": [None] * 7 + [1.0, 0.6, 0.36, 0.21], "loss": 2.0},
+    ),
+    "two modes of eight": ("mode_collapse", {"a__spread": 0.9, "a__cover": 0.1}),
+    "a crowded embedding": (
+        "embedding_collapse_complete",
+        {"embedding__rank": falling(2.0, 26.0), "embedding__variance_share": 0.13},
+    ),
+    "four directions of twenty-six": (
+        "embedding_collapse_dimensional",
+        {"embedding__rank": [26.0, 8.0, *[4.0] * 9]},
+    ),
+    "views that share little": (
+        "embedding_collapse_dimensional",
+        {"embedding__rank": falling(12.0, 26.0), "embedding__learned": 2.0, "loss": 2.0},
+    ),
+    "a loss that came back before": (
+        "plasticity_loss",
+        {"loss": [1.0, 0.1, 1.0, 0.1, 1.0, 0.1, 1.0, 0.1, 1.0, 1.0, 1.0]},
+    ),
+    "tasks that are learned by half": (
+        "plasticity_loss",
+        {"loss": [2.3, 1.6, 2.2, 1.5, 2.3, 1.7, 2.3, 2.1, 2.3, 2.1, 2.3]},
+    ),
+    "a head that moves a little more": (
+        "lazy_training",
+        {**MOVES, "a__distance": 0.003, "z__distance": 0.03, "loss": falling(0.3)},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ALSO_SICK)
+def test_other_ways_to_be_sick_are_named_and_nothing_else(name):
+    kind, readings = ALSO_SICK[name]
+    assert kinds(rows(**readings)) == [kind]
+
+
+def test_lost_rank_explains_flat_attention_behind_it():
+    flat = {"attention_least": 1.0, "attention_most": 1.0, "attention_varies": 0.0}
+    deep = {"a__input_directions": 9.0, "a__directions": 9.0, "b__directions": 1.02, "z__directions": 3.0}
+    ran = {f"{layer}__trained": 1.0 for layer in "abcz"}
+    behind = {**ran, **deep, "loss": 2.0, **{f"c__{key}": value for key, value in flat.items()}}
+    before = {**ran, **deep, "loss": 2.0, **{f"a__{key}": value for key, value in flat.items()}}
+    assert kinds(rows(**behind)) == ["rank_collapse"]
+    assert kinds(rows(**before)) == ["attention_collapse"]
+
+
+def test_a_series_keeps_what_rules_ask():
+    series = Series()
+    for step, value in ((20, 2.0), (1, 3.0), (40, math.nan), (60, 0.5), (20, 9.0)):
+        series.insert(step, value)
+    assert (series.steps, series.low, series.high) == ([1, 20, 40, 60], 0.5, 3.0)
+    assert (series.finite.steps, series.finite.values) == ([1, 20, 60], [3.0, 2.0, 0.5])
+    assert (series.at(20), series.at(21)) == (2.0, None)
+    assert (series.from_step(20).steps, series.zero) == ([20, 40, 60], False)
+    assert Series([1, 2], [0.0, 0.0]).zero
+    assert not Series().zero
 
 
 def test_every_rule_has_a_sick_history():

@@ -16,16 +16,13 @@ def dead_block(course: Course) -> Iterator[Finding]:
     """What a block adds varies over samples by less than a thousandth of what it is added to.
 
     At the last three readings and not only at first: residual branches that begin at zero come alive. Left
-    out are branches whose weight is zero and does not move (:func:`frozen`), and sums after the last layer.
+    out are sums after the last layer.
     Can't see: a block that adds the same as another.
     """
     found = {}
     for layer, series in course.of("added").items():
         since = series.since(lambda value: value < ADDED)
-        norm, moved = course.get("weight_norm", layer), course.get("moved", layer)
-        if len(norm) and not any(norm.values) and not any(moved.values):
-            continue
-        if since is not None and layer != course.layers[-1]:
+        if since is not None and layer != course.ran[-1]:
             found[layer] = since
     if found:
         layer = next(iter(found))

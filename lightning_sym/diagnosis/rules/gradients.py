@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
+import math
+import statistics
 from collections.abc import Iterator
 
-from lightning_sym.diagnosis.course import Course, Series
+from lightning_sym.diagnosis.course import LAST, Course, Series
 from lightning_sym.diagnosis.finding import Finding
 
 #: Ratio of the first layer's output gradient over the last's: healthy .007 to 4.3 at the first reading,
 #: sick below 2.3e-6 or above 3.8e3.
 VANISHING, EXPLODING = 1e-4, 1e2
-_CAUSE = "the initialisation for this depth: a layer passes on too {} a share of its gradient"
+#: Share of the first loss that is left where a network has learned, a recurrent one has, and none has.
+HALF, SOLVED, STUCK = 0.5, 0.4, 0.9
+_REMEDY = {
+    False: "Scale the initial weights for the depth (Xavier, He), or add residual connections or "
+    "normalisation.",
+    True: "Initialise recurrent weights orthogonally, take gates (LSTM, GRU), or shorten sequences.",
+}
 
 
 def ratio(course: Course) -> tuple[str, Series]:
-    """Return the first layer that has gradients, and the ratio over the last one that has."""
+    """Return the first layer that has gradients, and the ratio over the last one that has.
+
+    Of the first reading that has both, and of the last three.
+    """
     found = {
         layer: s
         for layer, s in course.of("gradient").items()
@@ -22,58 +33,61 @@ def ratio(course: Course) -> tuple[str, Series]:
     }
     if len(found) < 2:
         return "", Series()
-    names = list(found)
-    first, last = found[names[0]], dict(zip(found[names[-1]].steps, found[names[-1]].values, strict=True))
-    pairs = [(s, v / last[s]) for s, v in zip(first.steps, first.values, strict=True) if last.get(s, 0) > 0]
-    return names[0], Series([s for s, _ in pairs], [v for _, v in pairs]).finite
+    names, series = list(found), Series()
+    first, top = found[names[0]].finite, found[names[-1]]
+
+    def known(step: int) -> bool:
+        return 0 < (top.at(step) or 0.0) < math.inf
+
+    start = next((step for step in first.steps if known(step)), None)
+    for step in [] if start is None else [start, *first.steps[-LAST:]]:
+        if known(step):
+            series.insert(step, (first.at(step) or 0.0) / (top.at(step) or 1.0))
+    return names[0], series
 
 
 def vanishing_gradients(course: Course) -> Iterator[Finding]:
     """The first layer's output gradient is less than 1e-4 of the last's, at the first and last readings.
 
-    Of a recurrent module: the same of its first and last input. Not where the loss has halved. Exactly 0
-    at the first reading alone is a branch that begins at zero.
+    Of a recurrent layer: the same of its first and last position; or at the first reading and at half of
+    all, where the loss has not fallen by a tenth. Not where the loss has halved (of a recurrent layer, which
+    may do a part of its task by the last positions alone: fallen to 40 %; and not where early positions have
+    uses of their own). Exactly 0 at the first reading alone is a branch that begins at zero.
     """
-    if course.learns:
-        return
-    layer, series = ratio(course)
-    yield from _told(
-        course, "vanishing_gradients", layer, series, VANISHING, lambda v: v < VANISHING, "small"
-    )
-    for name, reach in course.of("reach").items():
-        yield from _told(
-            course, "vanishing_gradients", name, reach.finite, VANISHING, lambda v: v < VANISHING, "small"
-        )
+    kept = 1.0 if course.kept_loss is None else course.kept_loss
+    reaches = [each for each in course.of("reach").items() if not course.get("early", each[0]).high > 0]
+    for recurrent, (layer, series) in ((False, ratio(course)), *((True, each) for each in reaches)):
+        series = series.finite
+        if len(series) < LAST or series.first >= VANISHING or kept <= (SOLVED if recurrent else HALF):
+            continue
+        most = recurrent and kept > STUCK and statistics.median(series.values) < VANISHING
+        if most or series.since(lambda v: v < VANISHING) is not None:
+            yield _finding("vanishing_gradients", layer, series, VANISHING, recurrent=recurrent)
 
 
 def exploding_gradients(course: Course) -> Iterator[Finding]:
     """The first layer's output gradient is more than 100 times the last's at the first reading.
 
-    Of a recurrent module: the same of its first and last input.
+    Of a recurrent layer: the same of its first and last position.
     """
-    layer, series = ratio(course)
-    for name, each in ((layer, series), *((n, s.finite) for n, s in course.of("reach").items())):
-        if len(each) and each.steps[0] == course.steps[0] and each.first > EXPLODING:
-            yield _finding("exploding_gradients", name, each.steps[0], each.first, EXPLODING, "large")
+    reaches = course.of("reach").items()
+    for recurrent, (layer, series) in ((False, ratio(course)), *((True, each) for each in reaches)):
+        series = series.finite
+        if len(series) and series.steps[0] == course.steps[0] and series.first > EXPLODING:
+            yield _finding("exploding_gradients", layer, series, EXPLODING, recurrent=recurrent)
             return
 
 
-def _told(course, kind, layer, series, limit, holds, much) -> Iterator[Finding]:  # type: ignore[no-untyped-def]
-    if len(series) >= 3 and holds(series.first) and series.since(holds) is not None:
-        yield _finding(kind, layer, series.steps[0], series.first, limit, much)
-
-
-def _finding(kind: str, layer: str, step: int, value: float, limit: float, much: str) -> Finding:
-    verb = "vanishes" if much == "small" else "explodes"
-    return Finding(
-        kind,
-        "alarm",
-        layer,
-        step,
-        value,
-        limit,
-        f"The gradient {verb} on its way back to {layer}: there it is {value:.1e} times what it "
-        "is at the end.",
-        _CAUSE.format(much),
-        "Scale the initial weights for the depth (Xavier, He), or add residual connections or normalisation.",
-    )
+def _finding(kind: str, layer: str, series: Series, limit: float, *, recurrent: bool) -> Finding:
+    verb, much = ("vanishes", "small") if kind == "vanishing_gradients" else ("explodes", "large")
+    step, value = series.steps[0], series.first
+    if recurrent:
+        where = (
+            f"through the positions of {layer}: at the first it is {value:.1e} times what it is at the last"
+        )
+        cause = f"the initialisation: each position passes on too {much} a share of its gradient"
+    else:
+        where = f"to {layer}: there it is {value:.1e} times what it is at the last layer"
+        cause = f"the initialisation for this depth: a layer passes on too {much} a share of its gradient"
+    message = f"At the first reading the gradient {verb} on its way back {where}."
+    return Finding(kind, "alarm", layer, step, value, limit, message, cause, _REMEDY[recurrent])

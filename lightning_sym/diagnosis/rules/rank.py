@@ -12,40 +12,69 @@ from lightning_sym.diagnosis.rules.common import decays, others
 DIRECTIONS = 1.15
 #: The network's input must have more than that to lose.
 INPUT = 2.0
+#: The same where half of the layers lost directions and the loss keeps more than a share of its first.
+FEW, STUCK = 2.0, 0.8
+#: Variance over mean square, and of how many layers.
+SHARE, LEAST = 1e-6, 3
 
 
 def rank_collapse(course: Course) -> Iterator[Finding]:
-    """A hidden layer of 8 outputs or more varies in one direction, in a network that does not learn.
+    """A hidden layer of 8 outputs or more varies in one direction or in none, and the loss has not halved.
 
-    The input of the network must vary in more than two. Can't see: two directions where ten are needed.
+    The input of the network must vary in more than two. In none: the variance is less than 1e-6 of the mean
+    square in three layers or more. Where the last layer is narrow (fewer than 8 outputs) one direction may be
+    all that is asked for, even if noise keeps the loss up: then it must be so from the first reading, or
+    weights must decay. Where it is wide and the loss has not fallen by a fifth, two directions are few, too,
+    in half of the layers. Can't see: a few directions where ten are needed, in some of the layers.
     """
     if course.learns:
         return
     into = [s.finite.first for s in course.of("input_directions").values() if len(s.finite)]
     if not into or into[0] <= INPUT:
         return
+    # A weight that begins at zero makes nothing yet, and loses nothing.
+    hidden = [layer for layer in course.ran[:-1] if course.get("weight_norm", layer).values[:1] != [0.0]]
+    what, limit = "directions", DIRECTIONS
+    found = _below(course, hidden, DIRECTIONS)
+    wide, kept = len(course.get("directions", course.ran[-1])) > 0, course.kept_loss
+    if not wide and not decays(course):
+        found = {layer: since for layer, since in found.items() if since <= course.steps[0]}
+    if not found and wide and kept is not None and kept > STUCK:
+        found, limit = _below(course, hidden, FEW), FEW
+        read = [layer for layer in hidden if len(course.get("directions", layer))]
+        found = found if len(found) >= max(LEAST, len(read) / 2) else {}
+    if not found:
+        what, limit = "output_share", SHARE
+        alike = {name: course.get(what, name).since(lambda value: value < SHARE) for name in hidden}
+        found = {name: since for name, since in alike.items() if since is not None}
+        if len(found) < LEAST:
+            return
+    layer = next(iter(found))
+    value, early = course.get(what, layer).last, found[layer] <= course.steps[0]
+    where = f"The output of {layer}{others(list(found))}"
+    yield Finding(
+        "rank_collapse",
+        "alarm",
+        layer,
+        found[layer],
+        value,
+        limit,
+        f"{where} varies in {value:.2f} directions, and the loss keeps {kept:.0%} of its first."
+        if what == "directions" and kept is not None
+        else f"{where} varies in {value:.2f} directions."
+        if what == "directions"
+        else f"{where} is nearly the same for every sample: its variance is {value:.1e} of its square.",
+        "weight decay" if decays(course) else "the depth and its initialisation" if early else "not known",
+        "Add residual connections or normalisation, or lower the weight decay.",
+    )
+
+
+def _below(course: Course, layers: list[str], limit: float) -> dict[str, int]:
+    """Return layers that vary in fewer directions at the last three readings, and since when they fall."""
     found = {}
-    for layer in course.layers[:-1]:
-        since = course.get("directions", layer).since(lambda value: value < DIRECTIONS)
+    for layer in layers:
+        series = course.get("directions", layer)
+        since = series.since(lambda value: value < limit)
         if since is not None:
-            found[layer] = course.get("directions", layer).falls_since(since)
-    if found:
-        layer = next(iter(found))
-        value = course.get("directions", layer).last
-        early = found[layer] <= course.steps[0]
-        cause = (
-            "weight decay" if decays(course) else "the depth and its initialisation" if early else "not known"
-        )
-        yield Finding(
-            "rank_collapse",
-            "alarm",
-            layer,
-            found[layer],
-            value,
-            DIRECTIONS,
-            f"The output of {layer}{others(list(found))} varies in one direction at most, and "
-            "the loss has not "
-            "halved.",
-            cause,
-            "Add residual connections or normalisation, or lower the weight decay.",
-        )
+            found[layer] = series.falls_since(since)
+    return found

@@ -3,47 +3,57 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
-from lightning_sym.diagnosis.course import Course
+from lightning_sym.diagnosis.course import LAST, Course
 from lightning_sym.diagnosis.finding import Finding
 from lightning_sym.diagnosis.rules.common import others
+
+#: Share of layers that may be switched off by mistake; more are frozen on purpose.
+MOST_OFF = 1 / 3
+#: Said of a layer without a gradient; a dead block has this effect, too.
+NO_GRADIENT = "no gradient reaches it"
 
 
 def frozen(course: Course) -> Iterator[Finding]:
     """A layer that asks for gradients has not moved in any of three steps or more, or is switched off alone.
 
-    Switched off (``requires_grad`` False) counts where layers before and after it are trained, and where
-    two at most, and no more than a third, are: frozen backbones, and bases beside adapters, are meant.
+    Switched off (``requires_grad`` False) counts where layers before and after it are trained, in one stretch
+    of no more than a third of the layers: frozen backbones, and bases beside adapters, are meant. And where
+    it puts out the same for every sample, which nobody means.
     Can't see: whether a frozen first layer is meant.
     """
-    stuck: list[Any] = []
-    off: list[Any] = []
+    stuck: list[str] = []
+    off: list[str] = []
     moved = course.of("moved")
-    read = len({step for series in moved.values() for step in series.steps})
+    read = max((len(series) for series in moved.values()), default=0)
     for layer, series in moved.items():
-        asks = course.get("trained", layer)
         # Of layers that are not watched only steps that left them as they were are told.
-        if len(series) == read >= 3 and not any(series.values):
-            (stuck if asks.last else off).append(layer)
-    if stuck and any(any(series.values) for series in moved.values()):
+        if len(series) == read >= LAST and series.zero:
+            (off if course.get("trained", layer).values[-1:] == [0.0] else stuck).append(layer)
+    if stuck:
         left_out = [layer for layer in stuck if len(course.get("left_out", layer))]
         cause = "wiring: no optimizer has its parameters" if left_out else _why(course, stuck[0])
         yield _finding(course, left_out or stuck, "asks for gradients and has not moved", cause)
-    trained = [i for i, layer in enumerate(moved) if any(moved[layer].values)]
     names = list(moved)
+    trained = [i for i, series in enumerate(moved.values()) if len(series) and not series.zero]
     between = [n for n in off if trained and trained[0] < names.index(n) < trained[-1]]
-    if between and len(off) <= min(2, len(moved) / 3):
-        yield _finding(
-            course, between, "is frozen between trained layers", "wiring: requires_grad is switched off there"
-        )
+    share, runs = course.get("off"), course.get("off_runs")
+    few = share.last <= MOST_OFF if len(share) else len(off) <= MOST_OFF * len(moved)
+    alone = sum(n in off and (i == 0 or names[i - 1] not in off) for i, n in enumerate(names)) == 1
+    wiring = "wiring: requires_grad is switched off there"
+    if between and few and (runs.last == 1 if len(runs) else alone):
+        yield _finding(course, between, "is frozen between trained layers", wiring)
+        return
+    mute = [n for n in off if course.get("output_share", n).zero or course.get("directions", n).zero]
+    if mute and (trained or stuck):
+        yield _finding(course, mute, "is frozen, and its output is the same for every sample", wiring)
 
 
 def _why(course: Course, layer: str) -> str:
     gradient = course.get("weight_gradient", layer)
     if not len(gradient):
-        return "wiring: no gradient reaches it"
-    if not any(gradient.values):
+        return f"wiring: {NO_GRADIENT}"
+    if gradient.zero:
         return "the initialisation: its gradient is exactly 0"
     return "not known: its gradient is not 0, and yet it stays; the learning rate may be too small"
 
