@@ -12,11 +12,12 @@ import math
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from functools import partial
 from typing import Any
 
 import torch
+from torch.nn.parameter import is_lazy
 
 from lightning_sym.engine.batch import find_targets
 from lightning_sym.engine.publish import sorted_out
@@ -179,7 +180,7 @@ class Engine:
                 self._stride = max(1, step - self._previous)
             self._previous = step
             run.batch = batch
-            if self._lazy and not coverage(run.module).lazy:
+            if self._lazy and not any(map(is_lazy, run.module.parameters())):
                 self._choose()  # lazy layers have got their shapes
                 self._announce()
             for seat in self._seats:
@@ -232,7 +233,7 @@ class Engine:
         every = watchable_layers(self.run.module)
         by_module = {layer.module: layer for layer in every if layer.part is None}
         reads = {layer: by_module.get(reader) for layer, reader in readers(self.run.module).items()}
-        for name in sorted(wanted, key=self._order().index):
+        for name in self._in_order(wanted, every):
             layer = layers[name]
             watch = LayerWatch(
                 layer,
@@ -246,9 +247,9 @@ class Engine:
             watch.attach()
             self._watches[name] = watch
 
-    def _order(self) -> list[str]:
-        """Return the names of all that can be watched, in the network's order."""
-        return [layer.name for layer in [*watchable_layers(self.run.module), *gains(self.run.module)]]
+    def _in_order(self, wanted: Collection[str], layers: list[Layer]) -> list[str]:
+        """Return the names of what is wanted in the network's order."""
+        return [layer.name for layer in [*layers, *gains(self.run.module)] if layer.name in wanted]
 
     def _labels(self, targets: Targets) -> torch.Tensor:
         found = find_targets(self.run.batch, targets)
@@ -422,7 +423,7 @@ class Engine:
         """Return what parameters alone show: no step is observed at an epoch's end."""
         wanted, layers = wanted_by(due)
         found = []
-        for name in sorted(wanted, key=self._order().index):
+        for name in self._in_order(wanted, watchable_layers(self.run.module)):
             watch = LayerWatch(
                 layers[name], wanted[name], step=Step(), looking=self._looking, seconds=self.seconds
             )
