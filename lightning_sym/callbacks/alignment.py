@@ -64,6 +64,8 @@ class AlignmentMonitor(Monitor):
             paper's experiments; ``"raw"``: second moments, as in its theory.
         null: log the null level.
         exponents: log the PAH exponents.
+        deferred: compute readings in a thread while training goes on, and publish them 4 steps later
+            (:class:`~lightning_sym.callbacks.Monitor`).
         name: first part of its keys instead of ``alignment``.
         strict: raise what goes wrong in here instead of warning once and going on.
 
@@ -72,6 +74,7 @@ class AlignmentMonitor(Monitor):
     """
 
     quantity: ClassVar[str] = "alignment"
+    defers = True
 
     def __init__(
         self,
@@ -82,11 +85,17 @@ class AlignmentMonitor(Monitor):
         moments: Literal["normalized", "raw"] = "normalized",
         null: bool = True,
         exponents: bool = False,
+        deferred: bool = False,
         name: str | None = None,
         strict: bool = False,
     ) -> None:
         super().__init__(
-            every_n_steps=every_n_steps, layers=layers, max_layers=max_layers, name=name, strict=strict
+            every_n_steps=every_n_steps,
+            layers=layers,
+            max_layers=max_layers,
+            deferred=deferred,
+            name=name,
+            strict=strict,
         )
         if moments not in ("normalized", "raw"):
             raise ValueError(f"moments must be 'normalized' or 'raw', got {moments!r}")

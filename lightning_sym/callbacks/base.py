@@ -39,6 +39,10 @@ class Monitor(Callback):
             trained, at most ``max_layers`` of them: of each role (query, output, first convolution of a
             block, ...), spread over depth.
         max_layers: how many layers to watch when ``layers`` is ``None``.
+        deferred: compute readings in a thread while training goes on, if the monitor is one that can. They
+            are the same numbers under the same step, but published 4 optimizer steps later or, if that comes
+            first, before the next reading, validation, a checkpoint, the epoch's end and the fit's end.
+            ``callback_metrics`` has them from then on. Of several ranks all must call ``state_dict``.
         name: first part of its keys instead of ``quantity``; tells two monitors of one kind apart.
         strict: raise what goes wrong in here instead of warning once and going on.
 
@@ -59,6 +63,9 @@ class Monitor(Callback):
     runs_module: bool = False
     #: Whether it reads what other monitors have read (``seen.others``): then it reads after them.
     reads_monitors: bool = False
+    #: Whether :meth:`read` is of the observed layers alone (not of the module, the run, the state or other
+    #: monitors), so that it may be computed in a thread while training goes on.
+    defers: bool = False
     #: Whether :meth:`read_epoch` is called at the end of every epoch.
     reads_epochs: bool = False
 
@@ -80,6 +87,7 @@ class Monitor(Callback):
         every_n_steps: int | Schedule | EpochEnds = 100,
         layers: str | list[str] | None = None,
         max_layers: int = 12,
+        deferred: bool = False,
         name: str | None = None,
         strict: bool = False,
     ) -> None:
@@ -92,7 +100,7 @@ class Monitor(Callback):
         if name is not None and (not isinstance(name, str) or not name or "/" in name):
             raise ValueError(f"name must be a word without '/', got {name!r}")
         self.layers = layers if layers is None or isinstance(layers, str) else list(layers)
-        self.max_layers, self.name, self.strict = max_layers, name, strict
+        self.max_layers, self.name, self.strict, self.deferred = max_layers, name, strict, deferred
         self.history: list[dict[str, float]] = []
         self.state: dict[str, Any] = {}
         self.fit, self.last = 1, 0
@@ -121,6 +129,10 @@ class Monitor(Callback):
 
     def check(self, run: Run) -> None:
         """Raise what is wrong with arguments, before the first step."""
+        if self.deferred and not self.defers:
+            raise ValueError(
+                f"deferred must be False for {type(self).__name__}, which reads more than the observed layers"
+            )
         if isinstance(self.schedule, EpochEnds) and any(need.of_step for need in self.needs):
             names = [type(need).__name__ for need in self.needs if need.of_step]
             raise ValueError(
@@ -158,6 +170,9 @@ class Monitor(Callback):
     def end_run(self) -> None:
         """Let go of what belongs to the fit."""
 
+    def settle(self) -> None:
+        """Wait until what was observed has been read; during a fit, the engine puts its own here."""
+
     # -- Lightning's side ---------------------------------------------------------------------
 
     @override
@@ -175,6 +190,7 @@ class Monitor(Callback):
 
     @override
     def state_dict(self) -> dict[str, Any]:
+        self.settle()
         return {
             "identity": repr(self._identity()),
             "history": [dict(row) for row in self.history],

@@ -99,6 +99,8 @@ class CollapseMonitor(Monitor):
             ``None``: what its ``forward`` names, or the first entry.
         forward: what ``causes`` calls on it: a method of the module, or a function of (module, input).
         histograms: also log each layer's covariance spectrum.
+        deferred: compute readings in a thread while training goes on, and publish them 4 steps later
+            (:class:`~lightning_sym.callbacks.Monitor`).
         name: first part of its keys instead of ``collapse``.
         strict: raise what goes wrong in here instead of warning once and going on.
 
@@ -121,11 +123,17 @@ class CollapseMonitor(Monitor):
         inputs: Locator = None,
         forward: str | Callable[..., Any] = "forward",
         histograms: bool = False,
+        deferred: bool = False,
         name: str | None = None,
         strict: bool = False,
     ) -> None:
         super().__init__(
-            every_n_steps=every_n_steps, layers=layers, max_layers=max_layers, name=name, strict=strict
+            every_n_steps=every_n_steps,
+            layers=layers,
+            max_layers=max_layers,
+            deferred=deferred,
+            name=name,
+            strict=strict,
         )
         within("tolerance", tolerance, 0, 1)
         within("rtol", rtol, 0, 1)
@@ -133,6 +141,7 @@ class CollapseMonitor(Monitor):
         self.tolerance = tolerance
         self.rtol = rtol
         self.causes = self.runs_module = causes
+        self.defers = not causes  # symmetries are tried on the module as it stands
         self.inputs, self.forward = inputs, forward
         self.histograms = histograms
         self.classes = ClassMeans(targets)

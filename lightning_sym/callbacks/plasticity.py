@@ -69,6 +69,8 @@ class PlasticityMonitor(Monitor):
             ``None``: what its ``forward`` names, or the first entry.
         forward: what the probe calls on it: a method of the module, or a function of (module, input).
         seed: of the probe's targets and of its fresh twin.
+        deferred: compute readings in a thread while training goes on, and publish them 4 steps later
+            (:class:`~lightning_sym.callbacks.Monitor`).
         name: first part of its keys instead of ``plasticity``.
         strict: raise what goes wrong in here instead of warning once and going on.
 
@@ -77,6 +79,7 @@ class PlasticityMonitor(Monitor):
     """
 
     quantity: ClassVar[str] = "plasticity"
+    defers = True
     needs = (_INPUTS, _ACTIVITY, _WEIGHT, _UPDATE, _ZEROS)
 
     def __init__(
@@ -91,11 +94,17 @@ class PlasticityMonitor(Monitor):
         inputs: Locator = None,
         forward: str | Callable[..., Any] = "forward",
         seed: int = 0,
+        deferred: bool = False,
         name: str | None = None,
         strict: bool = False,
     ) -> None:
         super().__init__(
-            every_n_steps=every_n_steps, layers=layers, max_layers=max_layers, name=name, strict=strict
+            every_n_steps=every_n_steps,
+            layers=layers,
+            max_layers=max_layers,
+            deferred=deferred,
+            name=name,
+            strict=strict,
         )
         at_least("threshold", threshold, 0)
         at_least("trainability_steps", trainability_steps, 0)

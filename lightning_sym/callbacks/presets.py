@@ -62,6 +62,7 @@ def monitors(
     layers: str | list[str] | None = None,
     targets: int | str | Callable[[Any], Tensor] | None = None,
     inputs: Locator = None,
+    deferred: bool = False,
     strict: bool = False,
 ) -> Monitors:
     """Return ready monitors.
@@ -81,6 +82,10 @@ def monitors(
         targets: where the class labels are in a batch, for neural collapse: an index, a key or a function.
         inputs: where the module's input is in a batch, for ``full``'s trainability probe, likewise;
             ``None``: what its ``forward`` names, or the first entry.
+        deferred: compute ranks, alignments and spectra in a thread while training goes on. They are the same
+            numbers under the same step, published 4 optimizer steps later or, if that comes first, before the
+            next reading, validation, a checkpoint, the epoch's end and the fit's end. Leave it off where a
+            callback decides by one of them in the middle of an epoch.
         strict: raise what goes wrong inside instead of warning once and going on.
 
     Returns:
@@ -102,12 +107,13 @@ def monitors(
         "max_layers": {"light": 4, "standard": 12, "full": 1_000_000}[preset],
         "strict": strict,
     }
+    later = {**shared, "deferred": deferred}
     chosen: list[Monitor] = [
-        CollapseMonitor(targets=targets, inputs=inputs, histograms=full, **shared),
-        PlasticityMonitor(trainability_steps=50 if full else 0, inputs=inputs, **shared),
+        CollapseMonitor(targets=targets, inputs=inputs, histograms=full, **later),
+        PlasticityMonitor(trainability_steps=50 if full else 0, inputs=inputs, **later),
     ]
     if preset != "light":
-        chosen.append(AlignmentMonitor(exponents=full, **shared))
+        chosen.append(AlignmentMonitor(exponents=full, **later))
     chosen.append(SignalMonitor(**shared))
     chosen.append(Diagnosis(every_n_steps=shared["every_n_steps"], strict=strict))
     return Monitors(chosen)

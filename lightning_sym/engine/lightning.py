@@ -142,7 +142,17 @@ class Driver(Callback):
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         _unwrap(trainer.strategy)
-        self._drive(trainer, lambda engine: engine.batch_end())
+
+        def end(engine: Engine) -> None:
+            engine.batch_end()
+            if trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
+                engine.flush()  # whoever decides at the epoch's end may stand before the monitors
+
+        self._drive(trainer, end)
+
+    @override
+    def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
+        self._drive(trainer, lambda engine: engine.flush())
 
     @override
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
@@ -154,6 +164,10 @@ class Driver(Callback):
     @override
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         self._drive(trainer, lambda engine: engine.epoch_end())
+
+    @override
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        self._drive(trainer, lambda engine: engine.flush())
 
     @override
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:

@@ -223,6 +223,10 @@ class Watching:
         self.engine.epoch_end()
         self._run.epoch += 1
 
+    def flush(self) -> None:
+        """Publish readings of monitors with ``deferred=True`` that are still computed; all ranks call it."""
+        self.engine.flush()
+
     def _remind(self) -> None:
         """Say once that nothing is read, since no batch was told.
 
