@@ -159,12 +159,16 @@ def test_a_checkpoint_in_between_resumes_what_was_never_stopped(tmp_path):
     def chosen() -> list[Monitor]:
         return [*monitors(every_n_steps=3, deferred=True, strict=True)]
 
+    def saves() -> ModelCheckpoint:
+        return ModelCheckpoint(tmp_path, every_n_train_steps=4, save_top_k=-1)
+
     torch.manual_seed(0)
-    whole, save = chosen(), ModelCheckpoint(tmp_path, every_n_train_steps=4, save_top_k=-1)
-    fit(Module("mlp"), *whole, save, loader=loader(10), max_epochs=1, enable_checkpointing=True)
-    rest = chosen()
+    whole, rest = chosen(), chosen()
+    fit(Module("mlp"), *whole, saves(), loader=loader(10), max_epochs=1, enable_checkpointing=True)
     path = next(path for path in tmp_path.iterdir() if "step=4" in path.name)
-    trainer(callbacks=rest, max_epochs=1).fit(Module("mlp"), loader(10), ckpt_path=path)
+    run = trainer(callbacks=[*rest, saves()], max_epochs=1, enable_checkpointing=True)
+    with pytest.warns(UserWarning, match="Checkpoint directory .* exists and is not empty"):
+        run.fit(Module("mlp"), loader(10), ckpt_path=path)
     for one, other in zip(whole, rest, strict=True):
         assert [row["step"] for row in other.history] == [row["step"] for row in one.history] == [1, 3, 6, 9]
         assert not apart(one.history[:2], other.history[:2])
