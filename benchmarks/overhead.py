@@ -12,6 +12,7 @@ DeviceStatsMonitor needs ``psutil``; peers that are not installed are left out.
 from __future__ import annotations
 
 import argparse
+import json
 import statistics
 import subprocess
 import tempfile
@@ -295,7 +296,7 @@ def main() -> None:
     )
     parser.add_argument("--out", type=Path, default=Path("docs/results/overhead.json"))
     parser.add_argument("--pairs", type=int, default=2)
-    parser.add_argument("--steps", type=int, default=23)
+    parser.add_argument("--steps", type=int, default=17)
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--networks", nargs="+", default=["resnet18", "transformer"])
     parser.add_argument("--accelerator", default="cpu")
@@ -312,6 +313,10 @@ def main() -> None:
                 f"{arm:22}{row['unprobed_step_over_bare']['median']:15.3f}"
                 f"{row['probe_in_steps']['median']:14.2f}{row['sections_in_steps']['waiting']:9.2f}"
             )
+    if options.out.exists():  # other networks were measured apart
+        before = json.loads(options.out.read_text())
+        same = before["config"].get("commit") == commit()
+        results = {**(before["results"] if same else {}), **results}
     config = {"pairs": options.pairs, "steps": options.steps, "batch": options.batch, "every": EVERY}
     config |= {"commit": commit(), "lag": LAG, "environment": environment()}
     write_json(options.out, config=config, results=results)
