@@ -42,13 +42,8 @@ from _stacked import Stack
 from torch import Tensor
 
 from lightning_sym.functional import effective_rank_from_eigenvalues, numerical_rank
-from lightning_sym.functional.alignment import (
-    crh_relations,
-    matrix_alignment,
-    pah_exponents,
-    pah_phase,
-    second_moment,
-)
+from lightning_sym.functional.alignment import crh_relations, matrix_alignment, second_moment
+from lightning_sym.functional.pah import pah_exponents, pah_phase
 
 INPUTS, OUTPUTS, DEPTH = 40, 20, 5
 RELATIONS = [f"{side}/{name}" for side in "ab" for name in ("rga", "rwa", "gwa")]

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from _claims.claim import Claim, Numbers, grades, middle
-from lightning_sym.functional.alignment import PAH_PHASES
+from lightning_sym.functional.pah import PAH_PHASES
 
 
 def last_layers(stored: dict[str, Any], decay: str) -> list[dict[str, Any]]:

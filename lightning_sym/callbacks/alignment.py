@@ -12,11 +12,7 @@ from typing_extensions import override
 from lightning_sym.callbacks.base import Monitor
 from lightning_sym.engine.history import LAST_ROWS, Keep
 from lightning_sym.engine.schedule import Schedule
-from lightning_sym.functional.alignment import (
-    PAHExponent,
-    pah_exponent,
-    pah_phase,
-)
+from lightning_sym.functional.pah import PAHExponent, pah_phase, side_exponents
 from lightning_sym.functional.split_halves import split_side_alignments
 from lightning_sym.observe import Observation, Reading, SecondMoments, Weight
 from lightning_sym.observe.observation import LayerObservation
@@ -56,7 +52,7 @@ class AlignmentMonitor(Monitor):
             how many directions and decades of eigenvalues, and the share of the first matrix that is off
             the diagonal of that basis (the fit means little where this is large).
         ``alignment/<layer>/phase`` (text): the nearest phase of the PAH table
-            (:func:`~lightning_sym.functional.alignment.pah_phase`), only where both sides have exponents.
+            (:func:`~lightning_sym.functional.pah.pah_phase`), only where both sides have exponents.
         ``alignment/<layer>/phase_distance``: how far that phase is, at least 0; only where there is one.
 
     An undefined correlation (a constant matrix, a layer that got no gradient) is not logged.
@@ -71,6 +67,8 @@ class AlignmentMonitor(Monitor):
         exponents: log the PAH exponents.
         keep: rows of :attr:`history` that a checkpoint holds, or a folder for it
             (:class:`~lightning_sym.callbacks.base.Monitor`).
+        deferred: compute readings in a thread while training goes on, and publish them 4 steps later
+            (:class:`~lightning_sym.callbacks.Monitor`).
         name: first part of its keys instead of ``alignment``.
         strict: raise what goes wrong in here instead of warning once and going on.
 
@@ -79,6 +77,7 @@ class AlignmentMonitor(Monitor):
     """
 
     quantity: ClassVar[str] = "alignment"
+    defers = True
 
     def __init__(
         self,
@@ -90,6 +89,7 @@ class AlignmentMonitor(Monitor):
         null: bool = True,
         exponents: bool = False,
         keep: Keep = LAST_ROWS,
+        deferred: bool = False,
         name: str | None = None,
         strict: bool = False,
     ) -> None:
@@ -98,6 +98,7 @@ class AlignmentMonitor(Monitor):
             layers=layers,
             max_layers=max_layers,
             keep=keep,
+            deferred=deferred,
             name=name,
             strict=strict,
         )
@@ -123,11 +124,11 @@ class AlignmentMonitor(Monitor):
                 matrices, n = self._halves(layer, side)
                 counts += [n] if n and layer.trained else []
                 found, chance = split_side_alignments(matrices)
-                for relation, value in found.items():
-                    if value.isfinite():
-                        levels += [float(value)] if layer.trained else []
+                for relation, value in ((relation, float(value)) for relation, value in found.items()):
+                    if math.isfinite(value):
+                        levels += [value] if layer.trained else []
                         yield Reading(layer.name, f"{side}/{relation}", value)
-                by_chance = [float(value) for value in chance.values() if value.isfinite()]
+                by_chance = [value for value in map(float, chance.values()) if math.isfinite(value)]
                 if self.null and by_chance:
                     nulls += by_chance if layer.trained else []
                     yield Reading(layer.name, f"{side}/null", sum(by_chance) / len(by_chance))
@@ -173,13 +174,13 @@ class AlignmentMonitor(Monitor):
             found = [s for s in streams if s is not None and s.n > 0]
             if not found or any(s.keep is not None for s in found):
                 continue  # a principal submatrix has other eigenvectors
-            matrices = {k: s.second for k, s in zip("hg", streams, strict=True) if s is not None and s.n > 0}
+            known = {k: s for k, s in zip("hg", streams, strict=True) if s is not None and s.n > 0}
+            matrices = {letter: stream.second for letter, stream in known.items()}
             if weight is not None and layer.layer.has_input:
                 matrices["z"] = weight.gram(side, None)
-            for relation, a, b in (("rga", "h", "g"), ("rwa", "h", "z"), ("gwa", "g", "z")):
-                if a not in matrices or b not in matrices:
-                    continue
-                fit = fits[f"{side}/{relation}"] = pah_exponent(matrices[a], matrices[b])
+            ranks = {letter: stream.n for letter, stream in known.items()}
+            for relation, fit in side_exponents(matrices, ranks=ranks).items():
+                fits[f"{side}/{relation}"] = fit
                 name = f"{side}/{relation}_exponent"
                 if math.isfinite(fit.exponent):
                     yield Reading(layer.name, name, fit.exponent)

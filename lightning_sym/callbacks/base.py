@@ -50,6 +50,10 @@ class Monitor(Callback):
             written to ``<folder>/<name>.jsonl`` when it is read, where a run that is resumed with the
             same folder finds all of them; memory and checkpoints hold none. Samples of the user's data that
             some monitors look at again and again are in no checkpoint, but in the folder if there is one.
+        deferred: compute readings in a thread while training goes on, if the monitor is one that can. They
+            are the same numbers under the same step, but published 4 optimizer steps later or, if that comes
+            first, before the next reading, validation, a checkpoint, the epoch's end and the fit's end.
+            ``callback_metrics`` has them from then on. Of several ranks all must call ``state_dict``.
         name: first part of its keys instead of ``quantity``; tells two monitors of one kind apart.
         strict: raise what goes wrong in here instead of warning once and going on.
 
@@ -72,6 +76,9 @@ class Monitor(Callback):
     module_readings: str = ""
     #: Whether it reads what other monitors have read (``seen.others``): then it reads after them.
     reads_monitors: bool = False
+    #: Whether :meth:`read` is of the observed layers alone (not of the module, the run, the state or other
+    #: monitors), so that it may be computed in a thread while training goes on.
+    defers: bool = False
     #: Whether :meth:`read_epoch` is called at the end of every epoch.
     reads_epochs: bool = False
 
@@ -94,6 +101,7 @@ class Monitor(Callback):
         layers: str | list[str] | None = None,
         max_layers: int = 12,
         keep: Keep = LAST_ROWS,
+        deferred: bool = False,
         name: str | None = None,
         strict: bool = False,
     ) -> None:
@@ -110,7 +118,8 @@ class Monitor(Callback):
         if isinstance(keep, int):
             at_least("keep", keep, 0)
         self.layers = layers if layers is None or isinstance(layers, str) else list(layers)
-        self.max_layers, self.keep, self.name, self.strict = max_layers, keep, name, strict
+        self.max_layers, self.keep, self.deferred = max_layers, keep, deferred
+        self.name, self.strict = name, strict
         folder = keep if isinstance(keep, str | Path) else None
         self.history: list[Row] | FileHistory = [] if folder is None else FileHistory(folder, self.prefix)
         self.state: dict[str, Any] = {}
@@ -141,6 +150,10 @@ class Monitor(Callback):
 
     def check(self, run: Run) -> None:
         """Raise what is wrong with arguments, before the first step."""
+        if self.deferred and not self.defers:
+            raise ValueError(
+                f"deferred must be False for {type(self).__name__}, which reads more than the observed layers"
+            )
         if isinstance(self.schedule, EpochEnds) and any(need.of_step for need in self.needs):
             names = [type(need).__name__ for need in self.needs if need.of_step]
             raise ValueError(
@@ -178,6 +191,9 @@ class Monitor(Callback):
     def end_run(self) -> None:
         """Let go of what belongs to the fit."""
 
+    def settle(self) -> None:
+        """Wait until what was observed has been read; during a fit, the engine puts its own here."""
+
     # -- Lightning's side ---------------------------------------------------------------------
 
     @override
@@ -195,6 +211,7 @@ class Monitor(Callback):
 
     @override
     def state_dict(self) -> dict[str, Any]:
+        self.settle()
         return {
             "identity": repr(self._identity()),
             "history": self._packed(),

@@ -20,8 +20,7 @@ from lightning_sym.functional.rank import (
     effective_rank_from_eigenvalues,
     numerical_rank_from_eigenvalues,
 )
-from lightning_sym.functional.split_halves import split_participation_ratio
-from lightning_sym.functional.units import distinct_units, zero_units
+from lightning_sym.functional.units import distinct_units, zero_units_from_norms
 from lightning_sym.observe import Activity, ClassMeans, Observation, Reading, SecondMoments, Weight
 from lightning_sym.observe.kinds.lora import LowRankPair
 from lightning_sym.observe.observation import LayerObservation
@@ -103,6 +102,8 @@ class CollapseMonitor(Monitor):
         histograms: also log each layer's covariance spectrum.
         keep: rows of :attr:`history` that a checkpoint holds, or a folder for it
             (:class:`~lightning_sym.callbacks.base.Monitor`).
+        deferred: compute readings in a thread while training goes on, and publish them 4 steps later
+            (:class:`~lightning_sym.callbacks.Monitor`).
         name: first part of its keys instead of ``collapse``.
         strict: raise what goes wrong in here instead of warning once and going on.
 
@@ -126,6 +127,7 @@ class CollapseMonitor(Monitor):
         forward: str | Callable[..., Any] = "forward",
         histograms: bool = False,
         keep: Keep = LAST_ROWS,
+        deferred: bool = False,
         name: str | None = None,
         strict: bool = False,
     ) -> None:
@@ -134,6 +136,7 @@ class CollapseMonitor(Monitor):
             layers=layers,
             max_layers=max_layers,
             keep=keep,
+            deferred=deferred,
             name=name,
             strict=strict,
         )
@@ -144,6 +147,7 @@ class CollapseMonitor(Monitor):
         self.rtol = rtol
         self.causes = self.runs_module = causes
         self.module_readings = "causes"
+        self.defers = not causes  # symmetries are tried on the module as it stands
         self.inputs, self.forward = inputs, forward
         self.histograms = histograms
         self.classes = ClassMeans(targets)
@@ -214,9 +218,8 @@ class CollapseMonitor(Monitor):
         outputs: SampleMoments | None = layer.get(_OUTPUTS)
         if outputs is not None and outputs.n > 1:
             yield "effective_rank", float(effective_rank_from_eigenvalues(outputs.eigenvalues))
-            ratio = float(split_participation_ratio(*outputs.covariance_halves))
-            if math.isfinite(ratio):
-                yield "participation_ratio", ratio
+            if math.isfinite(outputs.participation_ratio):
+                yield "participation_ratio", outputs.participation_ratio
             rank = numerical_rank_from_eigenvalues(outputs.eigenvalues, rtol=self.rtol)
             yield "numerical_rank", float(rank)
         activity = layer.get(_ACTIVITY)
@@ -235,7 +238,7 @@ class CollapseMonitor(Monitor):
                 yield "rank_used", float(effective_rank_from_eigenvalues(squares)) / layer.layer.largest_rank
         if layer.layer.has_input:  # an embedding's rows are inputs, not units
             yield "distinct_units", self._distinct(weight)
-            yield "zero_units", float(zero_units(weight.blocks.flatten(0, 1), None, rtol=self.rtol))
+            yield "zero_units", float(zero_units_from_norms(weight.row_norms, rtol=self.rtol))
 
     def _distinct(self, weight: LayerWeight) -> float:
         groups, rows, _ = weight.blocks.shape
@@ -297,5 +300,5 @@ def _near(gram_UU: Tensor, bias_U: Tensor | None, *, tolerance: float) -> bool:
     size_U = gram_UU.diagonal().clamp_min(0.0).sqrt()
     if not bool(size_U.min() > 1e-2 * size_U.max()):  # also where one is not finite
         return True
-    cosine_UU = (gram_UU / torch.outer(size_U, size_U)).fill_diagonal_(-1.0)
+    cosine_UU = (gram_UU / size_U).div_(size_U[:, None]).fill_diagonal_(-1.0)
     return not bool(cosine_UU.max() < 1 - tolerance - 1e-3)

@@ -128,7 +128,7 @@ class Diagnosis(Monitor):
             rows = self._rows() if self.picture else []
             if rows:
                 picture = {f"{self.prefix}/overview": partial(_draw, rows, self.findings)}
-                run.send({}, picture, run.logger_step)
+                run.send({}, picture, run.logger_step, taken=run.step)
         self._forget()
 
 

@@ -72,6 +72,8 @@ class PlasticityMonitor(Monitor):
         seed: of the probe's targets and of its fresh twin.
         keep: rows of :attr:`history` that a checkpoint holds, or a folder for it
             (:class:`~lightning_sym.callbacks.base.Monitor`).
+        deferred: compute readings in a thread while training goes on, and publish them 4 steps later
+            (:class:`~lightning_sym.callbacks.Monitor`).
         name: first part of its keys instead of ``plasticity``.
         strict: raise what goes wrong in here instead of warning once and going on.
 
@@ -80,6 +82,7 @@ class PlasticityMonitor(Monitor):
     """
 
     quantity: ClassVar[str] = "plasticity"
+    defers = True
     needs = (_INPUTS, _ACTIVITY, _WEIGHT, _UPDATE, _ZEROS)
 
     def __init__(
@@ -95,6 +98,7 @@ class PlasticityMonitor(Monitor):
         forward: str | Callable[..., Any] = "forward",
         seed: int = 0,
         keep: Keep = LAST_ROWS,
+        deferred: bool = False,
         name: str | None = None,
         strict: bool = False,
     ) -> None:
@@ -103,6 +107,7 @@ class PlasticityMonitor(Monitor):
             layers=layers,
             max_layers=max_layers,
             keep=keep,
+            deferred=deferred,
             name=name,
             strict=strict,
         )

@@ -70,6 +70,7 @@ def monitors(
     targets: int | str | Callable[[Any], Tensor] | None = None,
     inputs: Locator = None,
     keep: Keep = LAST_ROWS,
+    deferred: bool = False,
     strict: bool = False,
 ) -> Monitors:
     """Return ready monitors.
@@ -91,6 +92,10 @@ def monitors(
             ``None``: what its ``forward`` names, or the first entry.
         keep: rows of each history that a checkpoint holds, or a folder for them
             (:class:`~lightning_sym.callbacks.base.Monitor`).
+        deferred: compute ranks, alignments and spectra in a thread while training goes on. They are the same
+            numbers under the same step, published 4 optimizer steps later or, if that comes first, before the
+            next reading, validation, a checkpoint, the epoch's end and the fit's end. Leave it off where a
+            callback decides by one of them in the middle of an epoch.
         strict: raise what goes wrong inside instead of warning once and going on.
 
     Returns:
@@ -113,12 +118,13 @@ def monitors(
         "keep": keep,
         "strict": strict,
     }
+    later = {**shared, "deferred": deferred}
     chosen: list[Monitor] = [
-        CollapseMonitor(targets=targets, inputs=inputs, histograms=full, **shared),
-        PlasticityMonitor(trainability_steps=50 if full else 0, inputs=inputs, **shared),
+        CollapseMonitor(targets=targets, inputs=inputs, histograms=full, **later),
+        PlasticityMonitor(trainability_steps=50 if full else 0, inputs=inputs, **later),
     ]
     if preset != "light":
-        chosen.append(AlignmentMonitor(exponents=full, **shared))
+        chosen.append(AlignmentMonitor(exponents=full, **later))
     chosen.append(SignalMonitor(**shared))
     chosen.append(Diagnosis(every_n_steps=shared["every_n_steps"], keep=keep, strict=strict))
     return Monitors(chosen)

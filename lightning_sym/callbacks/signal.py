@@ -14,7 +14,6 @@ from typing_extensions import override
 
 from lightning_sym.callbacks.base import Monitor
 from lightning_sym.engine.run import Run
-from lightning_sym.functional.split_halves import split_participation_ratio
 from lightning_sym.observe import GradientSize, Observation, Reading, SecondMoments
 from lightning_sym.observe.functions import FunctionWatch, variances
 from lightning_sym.observe.layers import Layer, choose_layers
@@ -241,10 +240,9 @@ def _of_layer(layer: LayerObservation) -> Iterator[tuple[str, float]]:
         if math.isfinite(found.variance_share):
             yield f"{side}_share", min(max(found.variance_share, 0.0), 1.0)
         enough = side == "output" or layer.layer.in_features >= NARROW
-        if wide and enough and len(found.mean) <= LARGEST_GRAM:
-            ratio = float(split_participation_ratio(*found.covariance_halves))
-            if math.isfinite(ratio):
-                yield directions, ratio
+        readable = wide and enough and len(found.mean) <= LARGEST_GRAM
+        if readable and math.isfinite(found.participation_ratio):
+            yield directions, found.participation_ratio
     gradient = layer.get(_GRADIENT)
     if gradient is not None:
         yield "gradient", gradient

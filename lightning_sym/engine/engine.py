@@ -12,15 +12,16 @@ import math
 import threading
 import time
 import warnings
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from functools import partial
 from typing import Any
 
 import torch
+from torch.nn.parameter import is_lazy
 
 from lightning_sym.engine.batch import find_targets
-from lightning_sym.engine.publish import sorted_out
 from lightning_sym.engine.ranks import RankError
+from lightning_sym.engine.reader import Reader, own_error, place
 from lightning_sym.engine.reduction import Failure, reduce
 from lightning_sym.engine.run import Run
 from lightning_sym.engine.schedule import EpochEnds, Every, LogSpaced, Schedule
@@ -33,9 +34,8 @@ from lightning_sym.observe.layers import Layer, readers, watchable_layers
 from lightning_sym.observe.observation import LayerObservation, Observation
 from lightning_sym.observe.statistics.statistic import Statistic
 from lightning_sym.observe.step import Step, Targets
-from lightning_sym.sandbox import NotApartError
 
-SECTIONS = ("hooks", "moments", "reduction", "spectra", "logging")
+SECTIONS = ("hooks", "moments", "reduction", "spectra", "logging", "waiting", "thread")
 
 
 class Engine:
@@ -47,7 +47,8 @@ class Engine:
 
     Attributes:
         seconds: time spent in our code, by section: ``hooks`` (registering, snapshots), ``moments``,
-            ``reduction``, ``spectra`` (the monitors' arithmetic), ``logging``.
+            ``reduction``, ``spectra`` (the monitors' arithmetic), ``logging``, ``waiting`` (for arithmetic
+            that is done in a thread) and ``thread``, which is that one's and no time of the fit's.
         probes: steps observed.
         held_bytes: memory that the last step's sums took.
         stride: optimizer steps of the last batch: several optimizers make several.
@@ -60,6 +61,7 @@ class Engine:
         # Who reads other monitors reads after them, wherever it stands in the user's list.
         last = sorted(monitors, key=lambda monitor: bool(monitor.reads_monitors))
         self._seats = seated(last)
+        self._reader = Reader(run, self._seats, self.seconds)
         self._watches: dict[str, LayerWatch] = {}
         self._due: list[Seat] = []
         self._armed_at: int | None = None
@@ -71,7 +73,6 @@ class Engine:
         self._inside: int | None = None  # the thread that runs the training step now
         self._previous: int | None = None
         self.stride = 1
-        self._said: set[str] = set()
         self._agreed: set[str] = set()
         self._lazy = False  # whether layers have no shape yet
 
@@ -101,7 +102,10 @@ class Engine:
         try:
             self.run.ranks.attempt(self._check)
         except RankError as failure:
-            raise _own(failure) from None
+            raise own_error(failure) from None
+        if any(seat.defers for seat in self._seats):
+            for monitor in self.monitors:
+                monitor.settle = self._reader.flush  # before its state is taken
         self._announce()
 
     def _check(self) -> None:
@@ -122,7 +126,7 @@ class Engine:
             said, warning = announced(self.run.module, layers)
             self.run.tell(said)
             if warning is not None:
-                self._warn(*warning)
+                self._reader.warn(*warning)
 
     def begin(self) -> None:
         """Begin a run, or go on with one: the steps that were made tell which."""
@@ -130,7 +134,7 @@ class Engine:
         self._previous = None
         for seat in self._seats:
             if step == 0:
-                self._attempt(seat.monitor, lambda: "begin_run", seat.monitor.begin_run)
+                self._reader.attempt(seat.monitor, lambda: "begin_run", seat.monitor.begin_run)
             self._schedule(seat, min(seat.monitor.last, step))
         if step == 0:
             at_start = [s for s in self._seats if getattr(s.monitor.schedule, "at_start", False)]
@@ -144,7 +148,7 @@ class Engine:
         if isinstance(schedule, Every | LogSpaced):
             seat.due = schedule.next(step)
             return
-        due = self._attempt(seat.monitor, lambda: "its schedule", partial(self._next, schedule, step))
+        due = self._reader.attempt(seat.monitor, lambda: "its schedule", partial(self._next, schedule, step))
         seat.due = math.inf if due is None else due
 
     def _next(self, schedule: Schedule, step: int) -> int:
@@ -153,6 +157,10 @@ class Engine:
             raise TypeError(f"next must return a step, got {due!r}")
         return self.run.ranks.broadcast(due)
 
+    def flush(self) -> None:
+        """Publish readings that are computed in a thread; all ranks call it together."""
+        self._reader.flush()
+
     def close(self, *, ended: bool = False) -> None:
         """Take every hook off and let go of everything; harmless if that was done.
 
@@ -160,10 +168,15 @@ class Engine:
             ended: whether the fit has come to its end: a strict monitor that fails here then raises.
         """
         self._disarm()
-        self.run.batch = None
         failure: Exception | None = None
+        try:
+            self._reader.flush() if ended else self._reader.break_off()
+        except Exception as error:
+            failure = error
+        self.run.batch = None
         for monitor in self.monitors:
             try:
+                monitor.__dict__.pop("settle", None)
                 monitor.end_run()
             except Exception as error:  # on this rank alone, maybe: the others are not asked
                 failure = error if monitor.strict else failure
@@ -175,7 +188,7 @@ class Engine:
     def leave_out(self, monitors: Iterable[Any]) -> None:
         """Let some monitors read no more."""
         left_out = list(monitors)
-        self._seats = [seat for seat in self._seats if not any(seat.monitor is each for each in left_out)]
+        self._seats[:] = [seat for seat in self._seats if not any(seat.monitor is each for each in left_out)]
 
     # -- a step -------------------------------------------------------------------------------
 
@@ -195,7 +208,7 @@ class Engine:
                 self.stride = max(1, step - self._previous)
             self._previous = step
             run.batch = batch
-            if self._lazy and not coverage(run.module).lazy:
+            if self._lazy and not any(map(is_lazy, run.module.parameters())):
                 self._choose()  # lazy layers have got their shapes
                 self._announce()
             for seat in self._seats:
@@ -250,7 +263,7 @@ class Engine:
         every = watchable_layers(self.run.module)
         by_module = {layer.module: layer for layer in every if layer.part is None}
         reads = {layer: by_module.get(reader) for layer, reader in readers(self.run.module).items()}
-        for name in sorted(wanted, key=self._order().index):
+        for name in self._in_order(wanted, every):
             layer = layers[name]
             watch = LayerWatch(
                 layer,
@@ -264,9 +277,9 @@ class Engine:
             watch.attach()
             self._watches[name] = watch
 
-    def _order(self) -> list[str]:
-        """Return the names of all that can be watched, in the network's order."""
-        return [layer.name for layer in [*watchable_layers(self.run.module), *gains(self.run.module)]]
+    def _in_order(self, wanted: Collection[str], layers: list[Layer]) -> list[str]:
+        """Return the names of what is wanted in the network's order."""
+        return [layer.name for layer in [*layers, *gains(self.run.module)] if layer.name in wanted]
 
     def _labels(self, targets: Targets) -> torch.Tensor:
         found = find_targets(self.run.batch, targets)
@@ -340,6 +353,7 @@ class Engine:
 
     def batch_end(self) -> None:
         """After the armed optimizer step: sum, let the due monitors read, take the hooks off."""
+        self._reader.publish_due()
         if self._armed_at is None or self.run.step == self._armed_at:
             return
         self._end_batch()
@@ -359,9 +373,8 @@ class Engine:
         ]
         for transformed, why in ((False, "that never ran"), (True, "that only torch.func's transforms ran")):
             if names := [watch.layer.name for watch in silent if watch.transformed == transformed]:
-                self._warn(
-                    f"layers {why} have no readings: {', '.join(names)}", f" (in step {self.run.step})"
-                )
+                said = f"layers {why} have no readings: {', '.join(names)}"
+                self._reader.warn(said, f" (in step {self.run.step})")
         self._read(due, layers, logger_step)
 
     def _disarm(self) -> None:
@@ -403,7 +416,7 @@ class Engine:
             if any(monitor.strict for monitor in users):
                 raise watch.errors.get(statistic) or RuntimeError(f"{said} (on rank {rank}, {place})")
             on = f" on rank {rank}" if self.run.ranks.size > 1 else ""
-            self._warn(
+            self._reader.warn(
                 f"observing {place} failed ({what}, for {names})",
                 f" at step {self.run.step}{on}: {said}. The fit goes on without what needs it; pass "
                 "strict=True to raise instead.",
@@ -411,15 +424,16 @@ class Engine:
         for (what, names, said), layers in missing.items():
             layers = list(dict.fromkeys(layers))
             have = f"layer {layers[0]} has" if len(layers) == 1 else f"layers {', '.join(layers)} have"
-            self._warn(f"{have} no readings of {what}", f" ({names}): {said}.")
+            self._reader.warn(f"{have} no readings of {what}", f" ({names}): {said}.")
 
     # -- reading ------------------------------------------------------------------------------
 
     def epoch_end(self) -> None:
         """Let monitors read that are due at an epoch's end."""
+        self._reader.flush()
         also = [seat for seat in self._seats if seat.monitor.reads_epochs]
         with self._unseen():
-            self._read(also, [], self._epoch_step, method="read_epoch")
+            self._reader.read(also, [], self._epoch_step, method="read_epoch")
             self._read_rested(self._of_epochs())
 
     def validated(self, *, ends_epoch: bool, watched: set[str]) -> None:
@@ -429,6 +443,7 @@ class Engine:
             ends_epoch: whether the epoch ends here; what is due then is read now, not after them.
             watched: keys by which callbacks decide; they are read anew in the middle of an epoch, too.
         """
+        self._reader.flush()
         due = self._of_epochs()
         if not ends_epoch:
             due = [seat for seat in due if any(key.startswith(f"{seat.quantity}/") for key in watched)]
@@ -453,7 +468,7 @@ class Engine:
         """Return what parameters alone show: no step is observed at an epoch's end."""
         wanted, layers = wanted_by(due)
         found = []
-        for name in sorted(wanted, key=self._order().index):
+        for name in self._in_order(wanted, watchable_layers(self.run.module)):
             watch = LayerWatch(
                 layers[name], wanted[name], step=Step(), looking=self._looking, seconds=self.seconds
             )
@@ -461,118 +476,20 @@ class Engine:
             found.append(LayerObservation(watch, failed=set(watch.errors), fed_by_data=False))
         return found
 
-    def _read(
-        self, due: list[Seat], layers: list[LayerObservation], logger_step: int, *, method: str = "read"
-    ) -> None:
-        ran = {layer.name for layer in layers}
+    def _read(self, due: list[Seat], layers: list[LayerObservation], logger_step: int) -> None:
+        self._reader.read(due, layers, logger_step)
         for seat in due:
-            monitor = seat.monitor
-            mine = [layer.name for layer in seat.layers]
-            seen = Observation(
-                self.run.step,
-                [layer for layer in layers if layer.name in mine],
-                [name for name in mine if name not in ran],
-                self.run,
-                monitor.state,
-                others=[each for each in self.monitors if not each.reads_monitors],
-            )
-            began = time.perf_counter()
-            found = self._attempt(
-                monitor,
-                partial(_place, method, seen),
-                partial(self._values, seat, getattr(monitor, method), seen),
-            )
-            self.seconds["spectra"] += time.perf_counter() - began
-            if method == "read":
-                monitor.last = seat.read_at = self.run.step
-                self._schedule(seat, self.run.step)
-            if found is not None:
-                began = time.perf_counter()
-                self._publish(seat, found[0], found[1], logger_step)
-                self.seconds["logging"] += time.perf_counter() - began
-
-    def _values(
-        self, seat: Seat, read: Callable[[Observation], Iterable[Any]], seen: Observation
-    ) -> tuple[dict[str, float], dict[str, Any]]:
-        """Return what a monitor reads; the numbers are rank 0's, since machines round differently."""
-        failure, seat.failure = seat.failure, None
-        if failure is not None:
-            raise failure
-        values, media = sorted_out(read(seen), seat.monitor.prefix)
-        return self.run.ranks.broadcast(values), media
-
-    def _publish(self, seat: Seat, values: dict[str, float], media: dict[str, Any], logger_step: int) -> None:
-        wrong = []
-        try:
-            seat.monitor.history.append({"step": self.run.step, "fit": seat.monitor.fit, **values})
-        except OSError as error:  # of its file
-            wrong.append(f"{type(error).__name__}: {error}")
-        own = len(seat.monitor.prefix)
-        values = {seat.quantity + key[own:]: value for key, value in values.items()}
-        media = {seat.quantity + key[own:]: value for key, value in media.items()}
-        for said in [*wrong, *self.run.send(values, media, logger_step)]:
-            if seat.monitor.strict:
-                raise RuntimeError(said)
-            self._warn(f"{type(seat.monitor).__name__} could not log: {said}", "")
+            self._schedule(seat, self.run.step)
 
     def _call(self, seat: Seat, method: str) -> None:
         """Call a monitor's method before a step; what it keeps goes into its state."""
         if not seat.monitor.overrides(method):
             return
         seen = Observation(self.run.step, run=self.run, state=seat.monitor.state)
-        self._attempt(
-            seat.monitor, partial(_place, method, seen), partial(getattr(seat.monitor, method), seen)
+        self._reader.attempt(
+            seat.monitor, partial(place, method, seen), partial(getattr(seat.monitor, method), seen)
         )
         if seen.watch is not None:
             seat.layers = seen.watch
         if seen.look is not None:
             self._looks.append(seen.look)
-
-    def _attempt(self, monitor: Any, where: Callable[[], str], compute: Callable[[], Any]) -> Any:
-        """Return what is computed, on all ranks or on none: then one warning, or an error if ``strict``."""
-        try:
-            return self.run.ranks.attempt(compute, where)
-        except RankError as failure:
-            if monitor.strict:
-                raise _own(failure) from None
-            on = f" on rank {failure.rank}" if self.run.ranks.size > 1 else ""
-            kind, _, reason = failure.said.partition(": ")
-            if kind == NotApartError.__name__:  # nobody else could run it either
-                self._warn(
-                    reason,
-                    f"{on}. Off are the readings of {', '.join(_running_the_module(self.monitors))}. The fit "
-                    "goes on without them; pass strict=True to raise instead.",
-                )
-                return None
-            self._warn(
-                f"{type(monitor).__name__} failed in {failure.place or where()}",
-                f" at step {self.run.step}{on}: {failure.said}. The fit goes on without this reading; pass "
-                "strict=True to raise instead.",
-            )
-            return None
-
-    def _warn(self, kind: str, details: str) -> None:
-        """Warn once of a kind, on rank 0."""
-        if kind not in self._said:
-            self._said.add(kind)
-            if self.run.ranks.rank == 0:
-                warnings.warn(kind + details, stacklevel=2)
-
-
-def _own(failure: RankError) -> Exception:
-    """Return a failure's own error on the rank that raised it, and one that names it on the others."""
-    return failure.error or RuntimeError(f"{failure.said} (on rank {failure.rank})")
-
-
-def _running_the_module(monitors: Iterable[Any]) -> list[str]:
-    """Return who runs the module outside of its step, and for which readings."""
-    parts = {
-        type(each).__name__: f" ({each.module_readings})" if each.module_readings else ""
-        for each in monitors
-        if each.runs_module
-    }
-    return [name + part for name, part in parts.items()]
-
-
-def _place(method: str, seen: Observation) -> str:
-    return f"{method} of layer {seen.current}" if seen.current else method

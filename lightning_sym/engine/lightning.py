@@ -95,11 +95,13 @@ class TrainerRun(Run):
         rank_zero_info(message)
 
     @override
-    def send(self, values: Mapping[str, float], media: Mapping[str, Any], step: int) -> list[str]:
+    def send(
+        self, values: Mapping[str, float], media: Mapping[str, Any], step: int, *, taken: int
+    ) -> list[str]:
         # Not through callback_metrics, which computes the user's metrics: their errors would look like ours.
         results = self.trainer._logger_connector._callback_metrics
         results.update({key: torch.tensor(value) for key, value in values.items()})
-        self.taken.update(dict.fromkeys(values, self.step))
+        self.taken.update(dict.fromkeys(values, taken))
         if self._loggers.sinks != self.trainer.loggers:
             self._loggers = Loggers(self.trainer.loggers, self.tell)
         return self._loggers.send(values, media, step, lead=self.trainer.is_global_zero)
@@ -181,7 +183,17 @@ class Driver(Callback):
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         _unwrap(trainer.strategy)
-        self._drive(trainer, lambda engine: engine.batch_end())
+
+        def end(engine: Engine) -> None:
+            engine.batch_end()
+            if trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
+                engine.flush()  # whoever decides at the epoch's end may stand before the monitors
+
+        self._drive(trainer, end)
+
+    @override
+    def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
+        self._drive(trainer, lambda engine: engine.flush())
 
     @override
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
@@ -195,6 +207,10 @@ class Driver(Callback):
     @override
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         self._drive(trainer, lambda engine: engine.epoch_end())
+
+    @override
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        self._drive(trainer, lambda engine: engine.flush())
 
     @override
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:

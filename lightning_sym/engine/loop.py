@@ -121,7 +121,9 @@ class LoopRun(Run):
         self.stopped = True
 
     @override
-    def send(self, values: Mapping[str, float], media: Mapping[str, Any], step: int) -> list[str]:
+    def send(
+        self, values: Mapping[str, float], media: Mapping[str, Any], step: int, *, taken: int
+    ) -> list[str]:
         return self._loggers.send(values, media, step) if self.ranks.rank == 0 else []
 
 
@@ -214,6 +216,10 @@ class Watching:
         """Say that an epoch has ended, for monitors that read then."""
         self.engine.epoch_end()
         self._run.epoch += 1
+
+    def flush(self) -> None:
+        """Publish readings of monitors with ``deferred=True`` that are still computed; all ranks call it."""
+        self.engine.flush()
 
     def _remind(self) -> None:
         """Say once what is not read, since no batch was told; the other monitors read from the next step on.

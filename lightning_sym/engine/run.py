@@ -82,8 +82,17 @@ class Run:
         """Return a metric that the user logged, or None."""
         return None
 
-    def send(self, values: Mapping[str, float], media: Mapping[str, Any], step: int) -> list[str]:
-        """Send what was read to whoever takes it; return what went wrong there."""
+    def send(
+        self, values: Mapping[str, float], media: Mapping[str, Any], step: int, *, taken: int
+    ) -> list[str]:
+        """Send what was read to whoever takes it; return what went wrong there.
+
+        Args:
+            values: scalars by key.
+            media: everything else by key.
+            step: under which they are logged.
+            taken: optimizer steps made when they were observed.
+        """
         raise NotImplementedError
 
     def saw_loss(self, returned: Any) -> None:

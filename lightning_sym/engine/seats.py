@@ -21,6 +21,12 @@ class Seat:
     started: bool = False
     failure: Exception | None = None  # while its optimizer stepped, to be told with its reading
 
+    @property
+    def defers(self) -> bool:
+        """Whether what it reads of a step is computed in a thread."""
+        may = getattr(self.monitor, "deferred", False) and getattr(self.monitor, "defers", False)
+        return bool(may) and self.failure is None
+
 
 def is_monitor(callback: Any) -> bool:
     """Return whether a callback is one that the engine lets read."""

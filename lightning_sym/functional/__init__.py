@@ -2,16 +2,11 @@
 
 from lightning_sym.functional.alignment import (
     AlignmentNull as AlignmentNull,
-    PAHExponent as PAHExponent,
-    PAHPhase as PAHPhase,
     Relations as Relations,
     alignment_null as alignment_null,
     crh_relations as crh_relations,
     expected_alignment as expected_alignment,
     matrix_alignment as matrix_alignment,
-    pah_exponent as pah_exponent,
-    pah_exponents as pah_exponents,
-    pah_phase as pah_phase,
     second_moment as second_moment,
     side_alignments as side_alignments,
 )
@@ -57,6 +52,13 @@ from lightning_sym.functional.neural_collapse import (
     NeuralCollapse as NeuralCollapse,
     neural_collapse as neural_collapse,
     neural_collapse_from_sums as neural_collapse_from_sums,
+)
+from lightning_sym.functional.pah import (
+    PAHExponent as PAHExponent,
+    PAHPhase as PAHPhase,
+    pah_exponent as pah_exponent,
+    pah_exponents as pah_exponents,
+    pah_phase as pah_phase,
 )
 from lightning_sym.functional.power_law import PowerLaw as PowerLaw, power_law as power_law
 from lightning_sym.functional.rank import (

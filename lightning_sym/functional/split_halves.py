@@ -16,6 +16,8 @@ Shape letters: D features, M matrices.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import lru_cache
+from itertools import combinations_with_replacement
 
 import torch
 from torch import Tensor
@@ -159,15 +161,23 @@ def split_participation_ratio(first: Tensor, second: Tensor) -> Tensor:
         return nan_like(c_DD)
     if size_c == 0 and size_d == 0:
         return torch.zeros_like(size_c)
-    c_DD, d_DD = c_DD / size_c, d_DD / size_d
-    shared = (c_DD * d_DD).sum()
+    if not (_safe(size_c) and _safe(size_d)):
+        c_DD, d_DD = c_DD / size_c, d_DD / size_d
+    shared = torch.dot(c_DD.flatten(), d_DD.flatten())
     traces = c_DD.diagonal().sum() * d_DD.diagonal().sum()
     return torch.where(shared > 0, traces / torch.where(shared > 0, shared, 1.0), torch.nan)
 
 
 def _size(matrix: Tensor) -> Tensor:
-    """Return the largest absolute entry."""
-    return torch.linalg.vector_norm(matrix.detach(), ord=torch.inf)
+    """Return the largest absolute entry; NaN where one is."""
+    least, most = matrix.detach().aminmax()
+    return torch.maximum(-least, most)
+
+
+def _safe(size: Tensor) -> bool:
+    """Return whether sums of products of such entries neither over- nor underflow."""
+    limit = torch.finfo(size.dtype).max ** 0.25
+    return bool((size > 1 / limit) & (size < limit))
 
 
 def _relations(
@@ -192,40 +202,73 @@ def _relations(
         return {}, {}
     features = len(parts[0])
     parts = list(promoted(*parts))
+    features = len(parts[0])
+    table, means = _centred_products(parts, list(rows.values()))
+    traces = torch.stack([part.diagonal().sum() for part in parts])
+    spreads = traces - features * means  # traces once centred
+    firsts_R, seconds_R = _places(tuple(rows[a] for a, _ in pairs.values()))
+    others_R, last_R = _places(tuple(rows[b] for _, b in pairs.values()))
+    a_R, b_R = table[firsts_R, seconds_R], table[others_R, last_R]
+    across_R = (table[firsts_R, last_R] + table[seconds_R, others_R]) / 2
+    levels_R = _ratio(across_R, a_R, b_R)
+    # <B1, B2> with its mean, less what a rotated B has of a mean.
+    turned_R = (
+        b_R + features**2 * means[others_R] * means[last_R] - traces[others_R] * traces[last_R] / features**2
+    )
+    chance_R = (traces[last_R] * spreads[firsts_R] + traces[others_R] * spreads[seconds_R]) / (2 * features)
+    chance_R = torch.where(levels_R.isfinite(), _ratio(chance_R, a_R, turned_R), torch.nan)
+    return dict(zip(pairs, levels_R, strict=True)), dict(zip(pairs, chance_R, strict=True))
+
+
+@lru_cache(maxsize=16)
+def _places(of: tuple[tuple[int, int], ...]) -> tuple[Tensor, Tensor]:
+    """Return the places of first and of second halves as indices."""
+    first_R, second_R = torch.tensor(of).T
+    return first_R, second_R
+
+
+@lru_cache(maxsize=16)
+def _pair_numbers(count: int) -> Tensor:
+    """Return the number of each pair among those of ``combinations_with_replacement``, ``[M, M]``."""
+    numbers = torch.zeros(count, count, dtype=torch.long)
+    for number, (one, other) in enumerate(combinations_with_replacement(range(count), 2)):
+        numbers[one, other] = numbers[other, one] = number
+    return numbers
+
+
+def _table(parts: list[Tensor]) -> Tensor:
+    """Return the inner products of all matrices, ``[M, M]``."""
+    flat = [part.flatten() for part in parts]
+    products = [torch.dot(one, other) for one, other in combinations_with_replacement(flat, 2)]
+    return torch.stack(products)[_pair_numbers(len(parts))]
+
+
+def _centred_products(parts: list[Tensor], halves: list[tuple[int, int]]) -> tuple[Tensor, Tensor]:
+    """Return inner products ``[M, M]`` of matrices less the means of their entries, and these means ``[M]``.
+
+    NaN of what is constant, and of all where something is not finite. Matrices may be scaled in place of the
+    list: both halves of a side alike, which no ratio sees.
+    """
+    entries = parts[0].numel()
+    table = _table(parts)
+    means = torch.stack([part.sum() for part in parts]) / entries
+    # <A - a, B - b> = <A, B> - n a b costs no pass of its own, but loses digits where the mean is nearly all.
+    squares, limit = table.detach().diagonal(), torch.finfo(table.dtype).max ** 0.5
+    plain = (squares < limit) & (squares > 1 / limit) & (entries * means.detach() ** 2 < (1 - 1e-6) * squares)
+    if table.dtype == torch.float64 and bool(plain.all()):
+        return table - entries * torch.outer(means, means), means
     sizes = [_size(part) for part in parts]
-    for first, second in rows.values():  # one scale for both halves: squares neither over- nor underflow
+    for first, second in halves:  # one scale for both halves: squares neither over- nor underflow
         larger = torch.maximum(sizes[first], sizes[second])
         sizes[first] = sizes[second] = torch.where(larger > 0, larger, 1.0)
-    means = [part.mean() for part in parts]
-    traces = [part.diagonal().sum() / size for part, size in zip(parts, sizes, strict=True)]
-    deviations, known = [], []
-    for part, mean, size in zip(parts, means, sizes, strict=True):
-        deviations.append((part - mean).div_(size).flatten())
-        # What the mean leaves of a constant matrix is rounding of the mean; NaN and Inf are NaN by now.
-        rounding = torch.finfo(part.dtype).eps * part.numel() ** 0.5 * (mean / size).abs()
-        constant = torch.linalg.vector_norm(deviations[-1].detach()) <= rounding
-        known.append(torch.where(constant, torch.nan, 1.0))
-    means = [mean / size for mean, size in zip(means, sizes, strict=True)]
-    found: dict[tuple[int, int], Tensor] = {}
-
-    def product(one: int, other: int) -> Tensor:
-        key = (min(one, other), max(one, other))
-        if key not in found:
-            found[key] = torch.dot(deviations[one], deviations[other]) * known[one] * known[other]
-        return found[key]
-
-    levels, chance = {}, {}
-    for name, (a, b) in pairs.items():
-        (a1, a2), (b1, b2) = rows[a], rows[b]
-        within_a, within_b = product(a1, a2), product(b1, b2)
-        levels[name] = _ratio((product(a1, b2) + product(a2, b1)) / 2, within_a, within_b)
-        # <B1, B2> with its mean, less what a rotated B has of a mean.
-        mean_b = features**2 * means[b1] * means[b2]
-        turned_b = within_b + mean_b - traces[b1] * traces[b2] / features**2
-        spread_1, spread_2 = (traces[k] - features * means[k] for k in (a1, a2))  # traces once centred
-        across = (traces[b2] * spread_1 + traces[b1] * spread_2) / (2 * features)
-        chance[name] = _ratio(across, within_a, turned_b).where(levels[name].isfinite(), torch.nan)
-    return levels, chance
+    parts[:] = [part / size for part, size in zip(parts, sizes, strict=True)]
+    means = torch.stack([part.mean() for part in parts])
+    deviations = [part - mean for part, mean in zip(parts, means, strict=True)]
+    # What the mean leaves of a constant matrix is rounding of the mean; NaN and Inf are NaN by now.
+    norms = torch.stack([torch.linalg.vector_norm(part.detach()) for part in deviations])
+    constant = norms <= torch.finfo(table.dtype).eps * entries**0.5 * means.detach().abs()
+    known = torch.where(constant, torch.nan, 1.0)
+    return _table(deviations) * torch.outer(known, known), means
 
 
 def _ratio(across: Tensor, within_a: Tensor, within_b: Tensor) -> Tensor:

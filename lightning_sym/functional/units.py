@@ -145,9 +145,32 @@ def zero_units(weight: Tensor, bias: Tensor | None = None, *, rtol: float = 1e-3
     """
     check_rtol(rtol)
     w_UI = _incoming(weight, bias)
-    if not w_UI.isfinite().all():
-        return nan_like(w_UI)
-    return _is_zero(w_UI, rtol=rtol).to(w_UI.dtype).mean()
+    return zero_units_from_norms(torch.linalg.vector_norm(_in_range(w_UI), dim=1), rtol=rtol)
+
+
+def zero_units_from_norms(norms: Tensor, *, rtol: float = 1e-3) -> Tensor:
+    """Fraction of units that are zero in the sense of :func:`zero_units`, from the norms of their weights.
+
+    Args:
+        norms: norm of each unit's incoming weights, ``[U]``, any scale.
+        rtol: cut relative to the largest norm, in ``[0, 1)``.
+
+    Returns:
+        Scalar ``[]`` in ``[0, 1]``; 1 for an all-zero layer; NaN for norms that are not finite.
+
+    Raises:
+        TypeError: if a tensor is not of real floating-point numbers.
+        ValueError: if ``norms`` is not a non-empty vector or ``rtol`` is out of range.
+
+    Example:
+        >>> zero_units_from_norms(torch.tensor([5.0, 0.0]))
+        tensor(0.5000)
+    """
+    check_rtol(rtol)
+    norm_U = as_vector(norms, name="norms")
+    if not norm_U.isfinite().all():
+        return nan_like(norm_U)
+    return (norm_U <= rtol * norm_U.max()).to(norm_U.dtype).mean()
 
 
 def distinct_units(
@@ -276,11 +299,6 @@ def _in_range(w_UI: Tensor) -> Tensor:
     size = torch.linalg.vector_norm(w_UI, ord=torch.inf)
     limit = torch.finfo(w_UI.dtype).max ** 0.25
     return w_UI / size if size > 0 and not 1 / limit < size < limit else w_UI
-
-
-def _is_zero(w_UI: Tensor, *, rtol: float) -> Tensor:
-    norm_U = torch.linalg.vector_norm(_in_range(w_UI), dim=1)
-    return norm_U <= rtol * norm_U.max()
 
 
 def _directions(w_UI: Tensor, *, rtol: float) -> Tensor:

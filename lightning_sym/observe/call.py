@@ -1,10 +1,12 @@
 """One forward call of a layer: rows, casts and norms are made once, for all statistics of the layer.
 
-Shape letters: B samples, P positions, D features, K kept features, O outputs.
+Shape letters: N rows, K kept features, G groups, O outputs, A inputs.
 """
 
 from __future__ import annotations
 
+import copy
+import math
 from collections.abc import Callable
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -19,115 +21,127 @@ if TYPE_CHECKING:
     from lightning_sym.observe.hooks import LayerWatch
 
 
-class Rows:
-    """Samples of one side, cut to the kept features, in a type that sums can be formed in.
-
-    Samples at which a feature is not finite are zero, and counted apart.
+class Half:
+    """One half of the samples of one side, as rows cut to the kept features; each thing is made once.
 
     Args:
-        samples: features at some positions.
-        scale: factor of all of them.
-        count: samples that the call's batch has, to tell samples from positions where they are flat.
-        first: number of the first sample, for the halves.
-        stride: how many numbers further the next sample of this rank is.
+        number: 0 or 1.
+        samples: the half's features at some positions.
     """
 
-    def __init__(self, samples: Samples, *, scale: float, count: int | None, first: int, stride: int) -> None:
-        self._samples, self._scale, self._owner = samples, scale, samples.owner
-        flat = count is not None and samples.positions == 1 and 0 < count < samples.count
-        self._flat = samples.count // count if flat and samples.count % count == 0 else 1  # type: ignore[operator]
-        self._first, self._stride = first, stride
+    def __init__(self, number: int, samples: Samples) -> None:
+        self.number, self._samples = number, samples
         self._kept: dict[int, tuple[Tensor | None, Tensor]] = {}
-        self._units: dict[int, Tensor] = {}
 
     @cached_property
-    def norm_BP(self) -> Tensor:
-        """Euclidean norms over all features, before ``scale``."""
+    def norm_N(self) -> Tensor:
+        """Euclidean norms over all features; not finite where a feature is not."""
         return self._norms()
 
-    def _norms(self) -> Tensor:
-        return self._samples.norms()
-
     @cached_property
-    def finite_BP(self) -> Tensor:
+    def finite_N(self) -> Tensor:
         """Where all features are finite."""
-        return self.norm_BP.isfinite()
+        return self.norm_N.isfinite()
 
     @cached_property
     def all_finite(self) -> bool:
         """Whether nothing needs to be masked."""
-        return bool(self.finite_BP.all())
+        return math.isfinite(float(self.norm_N.sum())) or bool(self.finite_N.all())
+
+    def _norms(self) -> Tensor:
+        return self._samples.norms().flatten()
 
     def _features(self, keep: Tensor | None) -> Tensor:
-        return self._samples.features(keep)
+        return self._samples.features(keep).flatten(0, 1)
 
     def features(self, keep: Tensor | None) -> Tensor:
-        """Return ``[B, P, K]`` in at least float32."""
+        """Return ``[N, K]`` in at least float32; rows that are not finite are zero."""
         found = self._kept.get(id(keep))
         if found is None:
-            x_BPK = self._features(keep)
-            x_BPK = x_BPK if x_BPK.dtype == torch.float64 else x_BPK.float()
-            x_BPK = x_BPK * self._scale if self._scale != 1.0 else x_BPK
-            if not self.all_finite:
-                x_BPK = torch.where(self.finite_BP[..., None], x_BPK, 0.0)
-            found = self._kept[id(keep)] = keep, x_BPK  # the tensor is kept so that its id stays its own
+            x_NK = self._features(keep)
+            x_NK = self.masked(x_NK if x_NK.dtype == torch.float64 else x_NK.float())
+            found = self._kept[id(keep)] = keep, x_NK  # the tensor is kept so that its id stays its own
         return found[1]
 
     def directions(self, keep: Tensor | None) -> Tensor:
-        """Return ``[B, P, K]`` over the norms of whole samples; a zero sample stays zero."""
-        found = self._units.get(id(keep))
-        if found is None:
-            x_BPK = self.features(keep)
-            norm_BP = self.norm_BP * abs(self._scale)
-            safe_BP = torch.where(self.finite_BP & (norm_BP > 0), norm_BP, torch.ones_like(norm_BP))
-            found = self._units[id(keep)] = x_BPK / safe_BP.to(x_BPK.dtype)[..., None]
-        return found
+        """Return ``[N, K]`` over the norms of whole samples, a new tensor; a zero sample stays zero."""
+        x_NK, norm_N = self.features(keep), self.norm_N
+        fine_N = norm_N > 0 if self.all_finite else self.finite_N & (norm_N > 0)
+        safe_N = torch.where(fine_N, norm_N, 1.0)
+        return x_NK / safe_N.to(x_NK.dtype)[:, None]
 
-    def half(self, tensor: Tensor, number: int) -> Tensor:
-        """Return the rows ``[N, ...]`` of every second sample.
-
-        Samples are numbered as a distributed sampler deals them out, so that halves do not depend on
-        the number of ranks; all positions of a sample are in one half.
-        """
-        if self._owner is not None:
-            mine_N = (self._first + self._owner * self._stride) % 2 == number
-            return tensor[mine_N].reshape(-1, *tensor.shape[2:])
-        if self._flat > 1:
-            tensor = tensor.unflatten(0, (-1, self._flat))
-        if self._stride % 2 == 0:  # an even number of ranks: all of this one's samples are in one half
-            mine = self._first % 2 == number
-            return (tensor if mine else tensor[:0]).reshape(-1, *self._tail(tensor))
-        return tensor[(self._first + number) % 2 :: 2].reshape(-1, *self._tail(tensor))
-
-    def _tail(self, tensor: Tensor) -> torch.Size:
-        return tensor.shape[2 + (self._flat > 1) :]
+    def masked(self, x_NK: Tensor) -> Tensor:
+        """Return rows with zeros for those that are not finite."""
+        return x_NK if self.all_finite else torch.where(self.finite_N[:, None], x_NK, 0.0)
 
 
-class InputGradientRows(Rows):
+class InputGradientHalf(Half):
     """``g_a = W^T g_b``, of a wide side only the kept features."""
 
-    def __init__(self, rows: Rows, watch: LayerWatch) -> None:
-        self._of, self._watch, self._owner = rows, watch, rows._owner
-        self._scale, self._flat, self._first, self._stride = 1.0, rows._flat, rows._first, rows._stride
-        self._kept, self._units = {}, {}
+    def __init__(self, half: Half, watch: LayerWatch) -> None:
+        super().__init__(half.number, half._samples)
+        self._of, self._watch = half, watch
 
     def _norms(self) -> Tensor:
-        g_BPO = self._of.features(None)
+        g_NO = self._of.features(None)
         grams = self._watch.weight().row_grams
         if grams is None:  # of a vocabulary: a Gram matrix would be larger than what it saves
-            norm_BP = torch.linalg.vector_norm(self._features(None), dim=-1)
+            norm_N = torch.linalg.vector_norm(self._features(None), dim=-1)
         else:
-            g_BPGO = g_BPO.unflatten(-1, (len(grams), -1))
-            made_BPGO = torch.einsum("bpgo,gou->bpgu", g_BPGO, grams.to(g_BPO.dtype))
-            norm_BP = (made_BPGO * g_BPGO).sum(dim=(-1, -2)).clamp_min(0.0).sqrt()
-        return torch.where(self._of.finite_BP, norm_BP, torch.nan)
+            g_GNO = g_NO.unflatten(-1, (len(grams), -1)).transpose(0, 1)
+            made_GNO = g_GNO @ grams.to(g_NO.dtype)
+            norm_N = made_GNO.mul_(g_GNO).sum(dim=(0, 2)).clamp_min_(0.0).sqrt_()
+        return norm_N if self._of.all_finite else torch.where(self._of.finite_N, norm_N, torch.nan)
 
     def _features(self, keep: Tensor | None) -> Tensor:
-        g_BPO, weight = self._of.features(None), self._watch.weight()
+        g_NO, weight = self._of.features(None), self._watch.weight()
         if keep is not None:
-            return g_BPO @ weight.columns(keep).to(g_BPO.dtype)
-        g_BPGO = g_BPO.unflatten(-1, (len(weight.blocks), -1))
-        return torch.einsum("bpgo,goa->bpga", g_BPGO, weight.blocks.to(g_BPO.dtype)).flatten(2)
+            return g_NO @ weight.columns(keep).to(g_NO.dtype)
+        g_NGO = g_NO.unflatten(-1, (len(weight.blocks), -1))
+        return torch.einsum("ngo,goa->nga", g_NGO, weight.blocks.to(g_NO.dtype)).flatten(1)
+
+
+class Rows:
+    """Samples of one side in two halves: every second sample is in one, with all of its positions.
+
+    Samples are numbered as a distributed sampler deals them out, so that halves do not depend on the number
+    of ranks. Halves are cut before anything is computed of them: what is cut later would be copied.
+
+    Args:
+        samples: features at some positions.
+        scale: what turns them into those of per-sample losses; 1 of all but gradients.
+        count: samples that the call's batch has, to tell samples from positions where they are flat.
+        first: number of the first sample, for the halves.
+        stride: how many numbers further the next sample of this rank is.
+
+    Attributes:
+        halves: those that have rows here.
+    """
+
+    def __init__(self, samples: Samples, *, scale: float, count: int | None, first: int, stride: int) -> None:
+        self.scale = scale
+        flat = count is not None and samples.positions == 1 and 0 < count < samples.count
+        each = samples.count // count if flat and samples.count % count == 0 else 1  # type: ignore[operator]
+        self.halves: list[Half] = []
+        for number in (0, 1):
+            rows = _half(samples, number, each=each, first=first, stride=stride)
+            if rows is not None:
+                self.halves.append(Half(number, samples.part(rows)))
+
+
+def _half(samples: Samples, number: int, *, each: int, first: int, stride: int) -> slice | Tensor | None:
+    """Return the rows of every second sample, each of which has so many of them; None if there are none."""
+    if samples.owner is not None:
+        mine_N = (first + samples.owner * stride) % 2 == number
+        return mine_N.nonzero().flatten() if bool(mine_N.any()) else None
+    if stride % 2 == 0:  # an even number of ranks: all of this one's samples are in one half
+        return slice(None) if first % 2 == number else None
+    begin = (first + number) % 2
+    if begin * each >= samples.count:
+        return None
+    if each > 1:
+        return torch.arange(samples.count).unflatten(0, (-1, each))[begin::2].flatten()
+    return slice(begin, None, 2)
 
 
 class Call:
@@ -178,11 +192,11 @@ class Call:
         return read(self.watch.batch_first(tensor), positions)
 
     def units(self) -> Tensor | None:
-        """Return the units that feed the layer as rows ``[N, U]``, if its input is known."""
+        """Return the units that feed the layer, ``[B, U, P]``, if its input is known."""
         if self.x is None:
             return None
         if self.lengths is not None:
-            return Ragged(self.x, None, self.lengths).features().flatten(0, 1)
+            return Ragged(self.x, None, self.lengths).features().mT
         return self.watch.layer.units(self.x)
 
     def gradient_rows(self, gradient: Tensor, side: str, positions: int | None) -> Rows:
@@ -192,7 +206,8 @@ class Call:
             samples = self._samples(gradient, self.watch.layer.outputs, positions)
             self._rows[key] = self._made(samples, self.watch.step.scale)
         if side == "input_gradients" and (side, positions) not in self._rows:
-            self._rows[side, positions] = InputGradientRows(self._rows[key], self.watch)
+            self._rows[side, positions] = made = copy.copy(self._rows[key])
+            made.halves = [InputGradientHalf(half, self.watch) for half in made.halves]
         return self._rows[side, positions]
 
     def _made(self, samples: Samples, scale: float) -> Rows:

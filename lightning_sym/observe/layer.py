@@ -159,9 +159,13 @@ class Layer:
     def _outputs_first(self, rows: Tensor) -> Tensor:
         return rows.mT if self.transposed else rows
 
+    def next_blocks(self) -> Tensor:
+        """Return the weight that the next forward pass will use, as :meth:`as_blocks`: itself, not a copy."""
+        return self.as_blocks(next_weight(*self.holder))
+
     def blocks(self) -> Tensor:
         """Return a detached copy of the weight that the next forward pass will use, as :meth:`as_blocks`."""
-        return self.as_blocks(next_weight(*self.holder)).clone()
+        return self.next_blocks().clone()
 
     def used(self) -> Tensor | None:
         """Return the weight that the last forward pass used, or None where reading it would compute it."""
@@ -287,10 +291,10 @@ class Layer:
         return Samples(self.geometry.batched(y).flatten(2).mT, positions)
 
     def units(self, x: Tensor) -> Tensor:
-        """Return the units that feed the layer as rows ``[N, U]``."""
+        """Return the units that feed the layer, ``[B, U, P]``."""
         if self.geometry is not None:
-            x = x.transpose(-1 - len(self.geometry.kernel), -1)
-        return x.reshape(-1, x.shape[-1])
+            return self.geometry.batched(x).flatten(2)
+        return x.reshape(-1, x.shape[-1], 1)
 
     def input_rows(self, x: Tensor, positions: int | None) -> Tensor:
         """Return the input side as rows ``[N, A]``, at most ``positions`` of them per sample."""

@@ -25,16 +25,29 @@ def fingerprint(parameters: list[nn.Parameter]) -> int:
     """Return a sum of the bits of parameters: that it stays means, but for rare chance, that none moved."""
     total = 0
     for parameter in parameters:
-        here = _here(parameter)
-        total += int(here.view(_INTEGERS[here.element_size()]).sum(dtype=torch.int64))
+        flat = _flat(_here(parameter))
+        whole = flat.numel() // (each := 8 // flat.element_size()) * each
+        aligned = flat.storage_offset() % each == 0
+        if aligned:  # a cast while summing takes 16 times as long
+            total += int(flat[:whole].view(torch.int64).sum())
+        rest = flat[whole:] if aligned else flat
+        total += int(rest.view(_INTEGERS[rest.element_size()]).sum(dtype=torch.int64))
     return total
+
+
+def _flat(tensor: Tensor) -> Tensor:
+    """Return all entries as a vector, in the order of memory where that saves a copy."""
+    if tensor.ndim == 4 and tensor.is_contiguous(memory_format=torch.channels_last):
+        tensor = tensor.permute(0, 2, 3, 1)
+    return tensor.flatten()
 
 
 def kept_entries(layer: Layer) -> Tensor:
     """Return at most 256 spread float64 entries of a layer's parameters, on the CPU (of pieces none)."""
     if any(hasattr(p, "full_tensor") for p in layer.sources()):
         return torch.zeros(0, dtype=torch.float64)
-    flat = torch.cat([_here(parameter).flatten() for parameter in layer.sources()])
+    parts = [_here(parameter).flatten() for parameter in layer.sources()]
+    flat = parts[0] if len(parts) == 1 else torch.cat(parts)
     index = torch.linspace(0, flat.numel() - 1, min(KEPT, flat.numel()), device=flat.device).round().long()
     return flat[index].double().cpu()
 

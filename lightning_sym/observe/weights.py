@@ -18,14 +18,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from lightning_sym.observe.grams import gram
+
 #: Most outputs of which W W^T is formed.
 LARGEST_GRAM = 1024
 #: Widest matrix of a weight that is decomposed.
 WIDEST_SPECTRUM = 512
 #: Products of more multiplications than this are formed in float32.
 EXACT_PRODUCTS = 2**27
-#: Eigenvalues of a float32 product below this share of the largest are rounding.
-FLOAT32_FLOOR = 1e-6
+#: Eigenvalues of a float32 product below this share of the largest are rounding: up to 3e-6 at 512 rows.
+FLOAT32_FLOOR = 1e-5
 
 
 def local(tensor: Tensor) -> Tensor:
@@ -125,7 +127,17 @@ class LayerWeight:
     @cached_property
     def norm(self) -> float:
         """Frobenius norm."""
-        return float(torch.linalg.vector_norm(self._work))
+        return float(torch.linalg.vector_norm(self.row_norms))
+
+    @cached_property
+    def row_norms(self) -> Tensor:
+        """Norms of the rows, of all blocks, ``[O]`` (of an embedding ``[V]``), float64."""
+        rows = self._work.flatten(0, 1)
+        found = torch.linalg.vector_norm(rows, dim=1)
+        exact = accumulation_dtype(rows.device)
+        if rows.dtype != exact and not found.isfinite().all():
+            found = torch.linalg.vector_norm(rows, dim=1, dtype=exact)
+        return found.to(exact)
 
     @cached_property
     def _work(self) -> Tensor:
@@ -135,14 +147,16 @@ class LayerWeight:
     def row_grams(self) -> Tensor | None:
         """``W W^T`` of each block ``[G, O / G, O / G]``; None where there are more than 1024 outputs."""
         small = self.blocks.shape[0] * self.blocks.shape[1] <= LARGEST_GRAM
-        return self._work @ self._work.mT if small else None
+        if not small:
+            return None
+        return gram(self._work[0].mT)[None] if len(self._work) == 1 else self._work @ self._work.mT
 
     @cached_property
     def singular_values(self) -> Tensor:
         """Singular values (of all its blocks), descending, float64; NaN where an entry is not finite.
 
         Where the shorter side is wider than 512, those of a fixed random subset of its rows. Of a large
-        weight that is no wider type, products are formed in float32: values below 1e-3 of the largest are 0.
+        weight that is no wider type, products are formed in float32: values below 3e-3 of the largest are 0.
         """
         exact = accumulation_dtype(self.blocks.device)
         groups, rows, columns = self.blocks.shape
@@ -151,14 +165,14 @@ class LayerWeight:
         side = side if keep is None else side[:, keep]
         small = groups * side.shape[1] ** 2 * side.shape[2] <= EXACT_PRODUCTS
         if rows <= columns and self.row_grams is not None and not small:
-            gram = self.row_grams if keep is None else self.row_grams[:, keep][:, :, keep]
+            grams = self.row_grams if keep is None else self.row_grams[:, keep][:, :, keep]
         else:
             side = side.to(exact) if small else side
-            gram = side @ side.mT
-        if not gram.isfinite().all():  # eigvalsh raises on these
-            return torch.full_like(gram[:, 0].flatten(), torch.nan, dtype=exact)
-        values = torch.linalg.eigvalsh(gram.to(exact)).flatten().clamp_min(0.0).sort(descending=True).values
-        if gram.dtype != exact:
+            grams = gram(side[0].mT)[None] if groups == 1 else side @ side.mT
+        if not grams.sum().isfinite():  # eigvalsh raises on these
+            return torch.full_like(grams[:, 0].flatten(), torch.nan, dtype=exact)
+        values = torch.linalg.eigvalsh(grams).to(exact).flatten().clamp_min(0.0).sort(descending=True).values
+        if grams.dtype != exact:
             values = torch.where(values >= FLOAT32_FLOOR * values[0], values, 0.0)
         return values.sqrt()
 
@@ -179,7 +193,7 @@ class LayerWeight:
         exact = accumulation_dtype(self.blocks.device)
         if side == "in":
             columns_OK = dense_columns(self._work, None) if keep is None else self.columns(keep)
-            return (columns_OK.mT @ columns_OK).to(exact)
+            return gram(columns_OK).to(exact)
         groups, rows, _ = self.blocks.shape
         if self.row_grams is not None:
             whole = torch.block_diag(*self.row_grams) if groups > 1 else self.row_grams[0]

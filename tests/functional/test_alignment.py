@@ -14,7 +14,8 @@ from lightning_sym.functional import (
     pah_phase,
     second_moment,
 )
-from lightning_sym.functional.alignment import PAH_PHASES, random_rotation
+from lightning_sym.functional.alignment import random_rotation
+from lightning_sym.functional.pah import PAH_PHASES, side_exponents
 
 
 def gaussian(*shape, seed=0, dtype=torch.float64):
@@ -317,3 +318,26 @@ def test_expected_alignment_is_the_mean_over_rotations(size, tolerance):
 def test_expected_alignment_of_a_constant_matrix_is_undefined():
     assert expected_alignment(torch.ones(3, 3), torch.eye(3)).isnan()
     assert expected_alignment(torch.eye(3), torch.zeros(3, 3)).isnan()
+
+
+@pytest.mark.parametrize(("d", "n"), [(16, 64), (130, 500), (400, 50), (400, 900)])
+def test_exponents_of_a_side_equal_those_of_each_pair(d, n):
+    """Shared, reduced to few samples and solved in float32: one fit, to four decimals."""
+    generator = torch.Generator().manual_seed(d)
+    q = random_rotation(d, generator=generator).double()
+    scale = torch.logspace(0, -2, d, dtype=torch.float64)
+    h, g, w = (
+        torch.randn(n, d, generator=generator, dtype=torch.float64) * scale**power @ q.mT
+        for power in (0.5, 1.0, 0.8)
+    )
+    z = w.mT @ w / n
+    matrices = {"h": h.mT @ h / n, "g": g.mT @ g / n, "z": z}
+    found = side_exponents(matrices, ranks={"h": n, "g": n})
+    for relation, (a, b) in {"rga": "hg", "rwa": "hz", "gwa": "gz"}.items():
+        alone = pah_exponent(matrices[a], matrices[b])
+        assert found[relation].count == alone.count
+        for value, other in zip(found[relation], alone, strict=True):
+            assert abs(float(value) - float(other)) <= (1e-9 if d < 128 else 5e-5)
+    assert set(side_exponents({"g": matrices["g"], "z": z})) == {"gwa"}
+    with pytest.raises(ValueError, match="must be called h, g and z"):
+        side_exponents({"a": z})

@@ -98,3 +98,28 @@ def test_wrong_arguments_are_named():
         TypeError, match=r"dtype must be torch.float32, torch.float64 or None, got torch.int64"
     ):
         batched_eigh([torch.eye(2)], dtype=torch.int64)
+
+
+def of_samples(n, d, *, decades=0.0, dtype=torch.float64):
+    x = torch.randn(n, d, generator=torch.Generator().manual_seed(n), dtype=torch.float64)
+    x = x * torch.logspace(0, -decades, d, dtype=torch.float64)
+    x = x - x.mean(0)
+    return (x.mT @ x / n).to(dtype)
+
+
+@pytest.mark.parametrize(("n", "d"), [(40, 400), (99, 400), (300, 400), (20, 30), (1, 400)])
+@pytest.mark.parametrize("decades", [0.0, 5.0])
+def test_few_samples_make_a_smaller_problem_with_the_same_values(n, d, decades):
+    c = of_samples(n, d, decades=decades)
+    values = eigen.low_rank_eigvalsh(c, rank=max(n - 1, 1))
+    exact = torch.linalg.eigvalsh(c)
+    assert values.shape == (d,)
+    torch.testing.assert_close(values, exact, rtol=0, atol=1e-14 * float(exact[-1].clamp_min(1e-30)))
+    some, vectors = eigen.low_rank_eigh(c, rank=max(n - 1, 1))
+    assert len(some) == (n - 1 if n > 1 and d == 400 and n < 100 else 1 if n == 1 else d)
+    torch.testing.assert_close((vectors * some) @ vectors.mT, c, rtol=0, atol=1e-14 * float(exact[-1]))
+
+
+def test_a_rank_that_is_too_small_is_seen_in_the_trace():  # the caller's promise is not checked
+    c = of_samples(40, 400)
+    assert float(eigen.low_rank_eigvalsh(c, rank=10).sum()) < 0.9 * float(c.trace())

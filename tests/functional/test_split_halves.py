@@ -232,3 +232,26 @@ def test_wrong_arguments_are_named():
         split_side_alignments({"h": eye, "x": eye})
     with pytest.raises(ValueError, match="first and second must be of one shape"):
         split_participation_ratio(eye, torch.eye(2))
+
+
+def test_what_is_nearly_constant_loses_no_digits():
+    """Where the mean is all but a millionth, it is taken off first, as everywhere else."""
+    h1, h2, g1, g2, z = (covariance(gaussian(40, 12, seed=seed)) for seed in range(5))
+    plain, _ = split_side_alignments({"h": (h1, h2), "g": (g1, g2), "z": z})
+    for offset in (1e2, 1e4, 1e6):
+        lifted, _ = split_side_alignments({"h": (h1 + offset, h2 + offset), "g": (g1, g2), "z": z})
+        torch.testing.assert_close(lifted, plain, rtol=1e-7, atol=1e-7)
+    constant, _ = split_side_alignments({"h": (torch.full_like(h1, 3.0),) * 2, "g": (g1, g2), "z": z})
+    assert constant["rga"].isnan()
+    assert constant["rwa"].isnan()
+    assert constant["gwa"].isfinite()
+
+
+@pytest.mark.parametrize("scale", [1e-170, 1e-70, 1e70, 1e150])
+def test_scales_at_which_squares_leave_the_range_change_nothing(scale):
+    h1, h2, g1, g2, z = (covariance(gaussian(40, 6, seed=seed)) for seed in range(5))
+    plain = split_side_alignments({"h": (h1, h2), "g": (g1, g2), "z": z})
+    scaled = split_side_alignments({"h": (scale * h1, scale * h2), "g": (g1, g2), "z": z})
+    torch.testing.assert_close(scaled, plain, rtol=1e-9, atol=1e-9)
+    ratio = split_participation_ratio(scale * h1, scale * h2)
+    torch.testing.assert_close(ratio, split_participation_ratio(h1, h2), rtol=1e-9, atol=0)

@@ -51,7 +51,7 @@ class LowRankPair(Layer):
         """Return the parameters of both factors."""
         return [*sources(self.first, "weight"), *sources(self.second, "weight")]
 
-    def blocks(self) -> Tensor:
+    def next_blocks(self) -> Tensor:
         """Return the product of the weights that the next forward pass will use."""
         return self.as_blocks(next_weight(self.second, "weight") @ next_weight(self.first, "weight"))
 

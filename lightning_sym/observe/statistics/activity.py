@@ -1,10 +1,11 @@
 """How active the units are that feed a layer.
 
-Shape letters: N samples and positions, U units.
+Shape letters: B samples, U units, P positions.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -51,14 +52,20 @@ class ActivityTally(Tally):
 
     def forward(self, call: Call) -> None:
         """Add a call's inputs."""
-        x_NU = call.units()
-        if x_NU is None:
+        x_BUP = call.units()
+        if x_BUP is None:
             return
-        size_NU = x_NU.abs().to(torch.float32 if x_NU.dtype != torch.float64 else x_NU.dtype)
-        size_NU = size_NU.nan_to_num(nan=0.0, posinf=0.0)
-        self.count += len(x_NU)
-        self.sums_2U[0] += size_NU.sum(dim=0, dtype=self.sums_2U.dtype)
-        self.sums_2U[1] += (x_NU != 0).sum(dim=0)
+        size_BUP = x_BUP.abs()
+        size_BUP = size_BUP if size_BUP.dtype == torch.float64 else size_BUP.float()
+        size_U = size_BUP.sum(dim=(0, 2))
+        if math.isfinite(float(size_U.sum())):
+            live_U = size_BUP.sign_().sum(dim=(0, 2))  # counting costs several times as much
+        else:
+            size_U = size_BUP.nan_to_num_(nan=0.0, posinf=0.0).sum(dim=(0, 2), dtype=self.sums_2U.dtype)
+            live_U = torch.count_nonzero(x_BUP, dim=(0, 2))
+        self.count += len(x_BUP) * x_BUP.shape[2]
+        self.sums_2U[0] += size_U
+        self.sums_2U[1] += live_U
 
     def tensors(self) -> list[Tensor]:
         """Return count and sums."""

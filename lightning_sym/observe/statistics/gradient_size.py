@@ -43,10 +43,10 @@ class SizeTally(Tally):
     def backward(self, call: Call, gradient: Tensor) -> None:
         """Add a call's gradient."""
         rows = call.gradient_rows(gradient, "output_gradients", self.what.max_positions)
-        scale = call.watch.step.scale
-        square = (rows.norm_BP.to(self.sums.dtype) * scale).square().sum()
-        self.sums[0] += torch.where(square.isfinite(), square, torch.inf)
-        self.sums[1] += rows.norm_BP.numel() * call.watch.layer.out_features
+        for half in rows.halves:
+            square = (half.norm_N.to(self.sums.dtype) * rows.scale).square().sum()
+            self.sums[0] += torch.where(square.isfinite(), square, torch.inf)
+            self.sums[1] += half.norm_N.numel() * call.watch.layer.out_features
 
     def tensors(self) -> list[Tensor]:
         """Return sum of squares and count."""

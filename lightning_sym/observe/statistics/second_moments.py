@@ -12,11 +12,14 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 
+from lightning_sym.functional.eigen import low_rank_eigvalsh
+from lightning_sym.functional.split_halves import split_participation_ratio
+from lightning_sym.observe.grams import add_gram, mirror
 from lightning_sym.observe.statistics.statistic import Statistic, Tally
 from lightning_sym.observe.weights import accumulation_dtype, kept_features
 
 if TYPE_CHECKING:
-    from lightning_sym.observe.call import Call, Rows
+    from lightning_sym.observe.call import Call, Half, Rows
     from lightning_sym.observe.hooks import LayerWatch
 
 Side = Literal["inputs", "outputs", "input_gradients", "output_gradients"]
@@ -65,7 +68,8 @@ class SecondMoments(Statistic):
             return Nothing()
         width = layer.in_features if inputs else layer.out_features
         most = self.max_patch_width if inputs and layer.is_convolution else self.max_width
-        return MomentTally(self, width, keep=kept_features(width, most, watch.device), device=watch.device)
+        keep = kept_features(width, most, watch.device)
+        return MomentTally(self, width, keep=keep, device=watch.device, ranks=watch.step.ranks)
 
 
 class Nothing(Tally):
@@ -81,17 +85,23 @@ class MomentTally(Tally):
 
     Moments of samples as they are are formed in float64: their spectra are read, and float32 loses
     singular values below 3e-4 of the largest. Those of directions are compared entry by entry: products are
-    formed in float32 (of no wider samples), about a point near their mean, and added in float64.
+    formed in float32 (of no wider samples), about a point near their mean, and added in float64. Covariances
+    do not depend on that point; it is taken back where sums are added to those of other ranks.
     """
 
-    def __init__(self, what: SecondMoments, width: int, *, keep: Tensor | None, device: torch.device) -> None:
-        self.what, self.width, self.keep = what, width, keep
+    def __init__(
+        self, what: SecondMoments, width: int, *, keep: Tensor | None, device: torch.device, ranks: int = 1
+    ) -> None:
+        self.what, self.width, self.keep, self._ranks = what, width, keep, ranks
         dtype = accumulation_dtype(device)
         k = width if keep is None else len(keep)
         self.counts = torch.zeros(3, dtype=dtype, device=device)  # rows of each half, rows not finite
         self.first_HK = torch.zeros(2, k, dtype=dtype, device=device)
-        self.second_HKK = torch.zeros(2, k, k, dtype=dtype, device=device)
+        self.second_HKK = torch.empty(2, k, k, dtype=dtype, device=device)
         self._shift_K: Tensor | None = None
+        self._count = [0, 0, 0]
+        self._empty = {0, 1}  # halves of which nothing has come
+        self._open = False  # whether something was added since the sums were last read
 
     def forward(self, call: Call) -> None:
         """Add a call's inputs or outputs."""
@@ -105,39 +115,57 @@ class MomentTally(Tally):
             self._add(call.gradient_rows(gradient, self.what.side, self.what.max_positions))
 
     def _add(self, rows: Rows) -> None:
-        finite_BP = rows.finite_BP
-        if self.what.normalized:
-            x_BPK = self._shifted(rows.directions(self.keep), finite_BP, whole=rows.all_finite)
-        else:
-            x_BPK = rows.features(self.keep).to(self.counts.dtype)
-        for half in (0, 1):
-            x_NK = rows.half(x_BPK, half)
-            fine_N = rows.half(finite_BP, half)
-            n = fine_N.sum()
-            self.counts[half] += n
-            self.counts[2] += len(fine_N) - n
-            self.first_HK[half] += x_NK.sum(dim=0)  # near 0 where it is float32
-            self.second_HKK[half] += x_NK.mT @ x_NK
+        self._open = True
+        for half in rows.halves:
+            if self.what.normalized:
+                x_NK, scale = self._shifted(half), 1.0
+            else:
+                x_NK, scale = half.features(self.keep).to(self.counts.dtype), rows.scale
+            fine = len(x_NK) if half.all_finite else int(half.finite_N.sum())
+            self._count[half.number] += fine
+            self._count[2] += len(x_NK) - fine
+            self.first_HK[half.number].add_(x_NK.sum(dim=0), alpha=scale)  # near 0 where it is float32
+            anew = half.number in self._empty
+            self._empty.discard(half.number)
+            add_gram(self.second_HKK[half.number], x_NK, scale=scale**2, anew=anew)
 
-    def _shifted(self, x_BPK: Tensor, finite_BP: Tensor, *, whole: bool) -> Tensor:
+    def _shifted(self, half: Half) -> Tensor:
+        """Return directions about a point near their mean, the same for all calls."""
+        x_NK = half.directions(self.keep)
         if self._shift_K is None:
-            n = finite_BP.sum().clamp_min(1)
-            self._shift_K = (x_BPK.sum(dim=(0, 1), dtype=self.counts.dtype) / n).to(x_BPK.dtype)
-        x_BPK = x_BPK - self._shift_K
-        return x_BPK if whole else torch.where(finite_BP[..., None], x_BPK, 0.0)
+            self._shift_K = x_NK.mean(dim=0)
+        return half.masked(x_NK.sub_(self._shift_K))
 
     def tensors(self) -> list[Tensor]:
         """Return counts and raw sums."""
-        if self._shift_K is not None:
-            shift_K, self._shift_K = self._shift_K.to(self.counts.dtype), None
-            for n, first_K, second_KK in zip(self.counts, self.first_HK, self.second_HKK, strict=False):
-                second_KK.addr_(first_K + n * shift_K, shift_K).addr_(shift_K, first_K)
-            self.first_HK += self.counts[:2, None] * shift_K
+        for number in self._empty:
+            self.second_HKK[number].zero_()
+        self._empty = set()
+        if self._open:
+            self._open = False
+            self.counts.copy_(torch.tensor(self._count))
+            mirror(self.second_HKK)
+            if self._ranks > 1 and self._shift_K is not None:
+                self._take_back()  # another rank's point is another one
         return [self.counts, self.first_HK, self.second_HKK]
+
+    def _take_back(self) -> None:
+        """Make the sums those about 0."""
+        shift_K, self._shift_K = self._shift_K.to(self.counts.dtype), None  # type: ignore[union-attr]
+        self.second_HKK += about_zero(self.counts[:2], self.first_HK, shift_K)
+        self.first_HK += self.counts[:2, None] * shift_K
 
     def result(self) -> SampleMoments | None:
         """Return the moments, or None if no sample came."""
         return SampleMoments(self) if self.counts.sum() > 0 else None
+
+
+def about_zero(n_H: Tensor, first_HK: Tensor, shift_K: Tensor) -> Tensor:
+    """Return what sums of squares about a point lack to be those about 0, ``[H, K, K]``."""
+    half_HKK = (first_HK + n_H[:, None] * shift_K / 2)[
+        :, :, None
+    ] * shift_K  # n s s^T is in both of its sides
+    return half_HKK + half_HKK.mT
 
 
 class SampleMoments:
@@ -152,6 +180,8 @@ class SampleMoments:
 
     def __init__(self, tally: MomentTally) -> None:
         self._n_H = tally.counts[:2]
+        shift_K = tally._shift_K
+        self._shift_K = None if shift_K is None else shift_K.to(tally.counts.dtype)
         self._first_HK, self._second_HKK = tally.first_HK, tally.second_HKK
         nonfinite = float(tally.counts[2])
         self.n = int(self._n_H.sum())
@@ -161,22 +191,38 @@ class SampleMoments:
     @cached_property
     def mean(self) -> Tensor:
         """The mean sample ``[K]``."""
+        mean_K = self._mean_K
+        return mean_K if self._shift_K is None else mean_K + self._shift_K
+
+    @cached_property
+    def _mean_K(self) -> Tensor:
+        """The mean about the point that sums are about."""
         return self._first_HK.sum(0) / max(self.n, 1)
+
+    @cached_property
+    def _sums_HKK(self) -> Tensor:
+        """Sums of squares about 0."""
+        if self._shift_K is None:
+            return self._second_HKK
+        return self._second_HKK + about_zero(self._n_H, self._first_HK, self._shift_K)
 
     @cached_property
     def second(self) -> Tensor:
         """The raw second moment ``E[x x^T]``, ``[K, K]``."""
-        return self._second_HKK.sum(0) / max(self.n, 1)
+        first_KK, second_KK = self._sums_HKK
+        return (first_KK + second_KK).div_(max(self.n, 1))
 
     @cached_property
     def covariance(self) -> Tensor:
         """The covariance ``[K, K]``, divided by n."""
-        return self.second - torch.outer(self.mean, self.mean)
+        first_KK, second_KK = self._second_HKK
+        n, mean_K = max(self.n, 1), self._mean_K
+        return (first_KK + second_KK).addr_(mean_K, mean_K, beta=1 / n, alpha=-1.0)
 
     @cached_property
     def second_halves(self) -> tuple[Tensor, Tensor]:
         """Raw second moments ``[K, K]`` of each half of the samples; NaN of an empty one."""
-        first, second = self._second_HKK / self._n_H[:, None, None]
+        first, second = self._sums_HKK / self._n_H[:, None, None]
         return first, second
 
     @cached_property
@@ -185,18 +231,24 @@ class SampleMoments:
         found = []
         for n, first_K, second_KK in zip(self._n_H.tolist(), self._first_HK, self._second_HKK, strict=True):
             if n > 1:
-                found.append(second_KK.addr(first_K, first_K, alpha=-1 / n).div_(n - 1))
+                found.append(second_KK.addr(first_K, first_K, beta=1 / (n - 1), alpha=-1 / (n * (n - 1))))
             else:
                 found.append(torch.full_like(second_KK, torch.nan))
         return found[0], found[1]
 
     @cached_property
+    def participation_ratio(self) -> float:
+        """Participation ratio of the covariance, from both halves; NaN where noise alone is seen."""
+        return float(split_participation_ratio(*self.covariance_halves))
+
+    @cached_property
     def variance_share(self) -> float:
         """Share of the mean square that is variance, in [0, 1]; NaN of samples that are all zero."""
-        total = float(self.second.diagonal().sum())
-        return float(self.covariance.diagonal().sum()) / total if total > 0 else float("nan")
+        square_K = self._sums_HKK.diagonal(dim1=1, dim2=2).sum(0) / max(self.n, 1)
+        total = float(square_K.sum())
+        return float((square_K - self.mean.square()).sum()) / total if total > 0 else float("nan")
 
     @cached_property
     def eigenvalues(self) -> Tensor:
         """Eigenvalues of the covariance, ``[K]``, descending, rounding below zero clamped."""
-        return torch.linalg.eigvalsh(self.covariance).flip(0).clamp_min(0.0)
+        return low_rank_eigvalsh(self.covariance, rank=max(self.n - 1, 1)).flip(0).clamp_min(0.0)

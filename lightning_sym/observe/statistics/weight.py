@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+import torch
+
 from lightning_sym.observe.statistics.statistic import Statistic, Tally, Unavailable
 from lightning_sym.observe.weights import LayerWeight
 
@@ -77,7 +79,7 @@ class UpdateTally(_OfParameters):
         """
         if self.watch.made:
             raise Unavailable("its forward makes the weight, so that the next one is not known yet")
-        after = self.watch.layer.blocks()  # a sharded one on all ranks, whether or not it ran here
+        after = self.watch.layer.next_blocks()  # a sharded one on all ranks, whether or not it ran here
         if self.watch.calls and (before := self.watch.weight()).norm > 0:
             self.update = LayerWeight(after - before.blocks).norm / before.norm
 
@@ -117,7 +119,7 @@ class GradientTally(_OfParameters):
         count = sum(g.numel() for g in found)  # what a sparse one leaves out is 0
         if not count:
             return
-        self.share = (count - sum(int((g != 0).sum()) for g in dense)) / count
+        self.share = (count - sum(int(torch.count_nonzero(g)) for g in dense)) / count
 
     def result(self) -> float | None:
         """Return the share."""
