@@ -32,6 +32,7 @@ DEFINITIONS = ("command.md", "monitors.md", "recipes.md", "stability.md", "start
 def prose(text):
     """Leave out code, traced numbers, and numbers that are no results."""
     text = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
+    text = re.sub(r"\$[^$]*\$", "", text)  # formulas
     text = results.ROLE.sub("", text)
     text = TRACED.sub("", text)
     text = re.sub(r"`[^`]*`", "", text)
