@@ -83,6 +83,11 @@ FIGURES: dict[str, tuple[str, str, Callable[[Stored, Callable[..., Any]], Any]]]
         "noise_and_scale",
         lambda s, draw: draw(s["norms"], s["sharpness"]),
     ),
+    "plasticity_convolutional": (
+        "plasticity_random_labels",
+        "plasticity_convolutional_mnist",
+        lambda s, draw: draw(s["cells"], s["best"]),
+    ),
     "representation_normalisation": (
         "representation_normalisation",
         "representation_normalisation",
