@@ -109,7 +109,7 @@ PAIRS: Mapping[str, Pair] = {
         "ssl/mlp_vicreg",
         "ssl/mlp_no_variance",
         (
-            Panel("eigenmodes/embedding/rank", "effective rank of the embedding", layers=False),
+            Panel("eigenmodes/embedding/variance", "variance", layers=False, logarithmic=True),
             Panel("eigenmodes/embedding/collapse", "collapse (2: complete)", layers=False),
         ),
     ),

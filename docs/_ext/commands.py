@@ -47,11 +47,8 @@ def printed(arguments: str) -> str:
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         main(arguments.split())
-    return (
-        f"$ lightning-sym {arguments}\n"
-        + "\n".join(line.rstrip() for line in out.getvalue().splitlines())
-        + "\n"
-    )
+    lines = [f"$ lightning-sym {arguments}", *out.getvalue().splitlines()]
+    return "".join(f"{line.rstrip()}\n" for line in lines)
 
 
 def page(text: str) -> str:

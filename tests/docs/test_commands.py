@@ -1,4 +1,4 @@
-"""What the page of the command line shows is what the commands print, numbers aside: machines round differently."""
+"""The page of the command line shows what commands print, numbers aside: machines round differently."""
 
 import re
 import sys
