@@ -47,6 +47,12 @@ def test_no_number_of_a_result_is_written_by_hand(page):
     assert re.findall(r"\d[\d.,]*", prose(page.read_text())) == []
 
 
+def test_the_findings_of_the_readme_are_those_of_its_run():
+    found = results.load("pictures")["results"]["findings"]["mlp/rank_by_decay"]
+    blocks = re.findall(r"```text\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
+    assert blocks == ["".join(f"{finding}\n" for finding in found)]
+
+
 def test_some_numbers_are_traced():
     texts = {page.name: page.read_text() for page in PAGES}
     assert TRACED.findall(texts["README.md"])
