@@ -37,4 +37,4 @@ lowest:  ## try the lowest versions that are allowed (downloads them)
 	$(PYTHON) -m benchmarks.lowest
 
 clean:
-	rm -rf $(VENV) runs lightning_logs docs/_build
+	rm -rf $(VENV) runs lightning_logs docs/_build docs/auto_gallery

@@ -6,6 +6,8 @@ from pathlib import Path
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE.parent), str(HERE / "_ext")]
 
+from figures import scrape
+
 import lightning_sym
 
 project = "lightning_sym"
@@ -20,8 +22,22 @@ extensions = [
     "sphinx.ext.napoleon",
     "sphinx.ext.mathjax",
     "myst_parser",
+    "sphinx_gallery.gen_gallery",
 ]
-exclude_patterns = ["_build", "_ext", "results", "papers/_verdicts"]
+exclude_patterns = ["_build", "_ext", "results", "papers/_verdicts", "gallery"]
+sphinx_gallery_conf = {
+    "examples_dirs": "gallery",
+    "gallery_dirs": "auto_gallery",
+    "filename_pattern": r"/plot_",
+    "abort_on_example_error": True,
+    "capture_repr": (),  # figures and what is printed say enough
+    "image_scrapers": (scrape,),
+    "show_memory": False,
+    "download_all_examples": False,
+    "min_reported_time": 1e9,  # how long it took says nothing of another machine
+    "write_computation_times": False,
+    "show_signature": False,
+}
 myst_enable_extensions = ["colon_fence", "dollarmath"]
 myst_heading_anchors = 3
 

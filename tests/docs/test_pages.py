@@ -32,5 +32,6 @@ def test_every_page_is_in_a_table_of_contents():
     listed = {DOCS / "index.md"}
     for page in DOCS.rglob("*.md"):
         for tree in re.findall(r"```\{toctree\}\n(.*?)```", page.read_text(), flags=re.DOTALL):
-            listed |= {page.parent / f"{line}.md" for line in tree.split() if not line.startswith(":")}
+            lines = [line for line in tree.split() if not line.startswith((":", "auto_gallery/"))]  # made
+            listed |= {page.parent / f"{line}.md" for line in lines}
     assert listed == set(DOCS.rglob("*.md"))
