@@ -6,7 +6,6 @@ from pathlib import Path
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE.parent), str(HERE / "_ext")]
 
-from figures import scrape
 
 import lightning_sym
 
@@ -31,7 +30,7 @@ sphinx_gallery_conf = {
     "filename_pattern": r"/plot_",
     "abort_on_example_error": True,
     "capture_repr": (),  # figures and what is printed say enough
-    "image_scrapers": (scrape,),
+    "image_scrapers": ("figures",),
     "show_memory": False,
     "download_all_examples": False,
     "min_reported_time": 1e9,  # how long it took says nothing of another machine

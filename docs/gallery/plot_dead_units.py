@@ -26,7 +26,7 @@ optimizer = torch.optim.SGD(net.parameters(), lr=0.6, momentum=0.9)
 
 # %%
 # The loop is as it was, but for the lines with ``watch`` and ``watching``.
-chosen = monitors("standard", every_n_steps=10, targets=1)
+chosen = monitors("standard", every_n_steps=20, targets=1)
 with watch(net, optimizer, chosen) as watching:
     for _ in range(200):
         batch = torch.randint(len(x), (64,))

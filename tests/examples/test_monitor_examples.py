@@ -14,13 +14,19 @@ def run(name, *arguments):
 
 def test_the_demo_says_what_it_saw(tmp_path):
     printed = run("monitor_digits.py", "--out", tmp_path, "--epochs", 3)
-    assert "No alarm: no rule finds anything wrong" in printed
+    sick, healthy = printed.split("What the monitors saw of the healthy run")
+    assert "Alarm: " in sick
+    assert "are dead: 0 on every sample" in sick
+    assert "No alarm: no rule finds anything wrong" in healthy
+    assert f"lightning-sym report {tmp_path}" in healthy
     assert "Alignment: the mean of the six relations went" in printed
     assert f"tensorboard --logdir {tmp_path}" in printed
-    accuracy = float(printed.split("Validation accuracy at the end: ")[1].split()[0].rstrip("."))
+    accuracy = float(healthy.split("Validation accuracy at the end: ")[1].split()[0].rstrip("."))
     assert accuracy > 0.8
     assert (tmp_path / "monitor_digits.png").stat().st_size > 20_000
-    assert list(tmp_path.rglob("events.out.tfevents.*"))
+    for name in ("monitor_digits", "monitor_digits_sick"):
+        assert (tmp_path / f"{name}_overview.png").stat().st_size > 20_000
+    assert len(list(tmp_path.rglob("events.out.tfevents.*"))) == 2
 
 
 def test_a_timm_resnet_is_watched(tmp_path):
