@@ -481,7 +481,12 @@ def test_a_layer_is_read_as_in_loops_over_single_samples(name):
                 )
                 got = found[side].second_halves[number]
                 torch.testing.assert_close(
-                    got, expected, rtol=1e-8, atol=1e-12, equal_nan=True, msg=f"{layer_name} {side.side}"
+                    got,
+                    expected,
+                    rtol=1e-8,
+                    atol=1e-12,
+                    equal_nan=True,
+                    msg=lambda m: f"{layer_name} {side.side}: {m}",
                 )
             assert found[side].n == len(stream)
             assert found[side].nonfinite == 0
