@@ -481,12 +481,7 @@ def test_a_layer_is_read_as_in_loops_over_single_samples(name):
                 )
                 got = found[side].second_halves[number]
                 torch.testing.assert_close(
-                    got,
-                    expected,
-                    rtol=1e-8,
-                    atol=1e-12,
-                    equal_nan=True,
-                    msg=lambda m: f"{layer_name} {side.side}: {m}",
+                    got, expected, rtol=1e-8, atol=1e-12, equal_nan=True, msg=f"{layer_name} {side.side}"
                 )
             assert found[side].n == len(stream)
             assert found[side].nonfinite == 0
