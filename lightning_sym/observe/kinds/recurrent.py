@@ -263,7 +263,8 @@ def _nested(module: nn.Module, leaves: list[Tensor]) -> bool:
 
     So it is where a kernel that is not fused computes the output from the state.
     """
-    return isinstance(module, nn.LSTMCell) and len({id(x.grad_fn) for x in leaves}) > 1
+    functions = [x.grad_fn for x in leaves]  # held: the id of an object that is gone says nothing
+    return isinstance(module, nn.LSTMCell) and len({id(function) for function in functions}) > 1
 
 
 def _replay(module: Any, call: tuple[Any, Any], random: Tensor | None, *, nested: bool = False) -> _Replay:
