@@ -32,8 +32,9 @@ class Monitor(Callback):
     ``super()``.
 
     Readings go to every logger of the Trainer under the step of the batch they were taken from,
-    into ``trainer.callback_metrics`` on every rank (``EarlyStopping`` and ``ModelCheckpoint`` can
-    watch them) and into :attr:`history`.
+    into ``trainer.callback_metrics`` on every rank and into :attr:`history`. An ``EarlyStopping`` that
+    watches one is asked once for each new one, and a ``ModelCheckpoint`` only where it is of the weights to
+    be stored: it is then read at such steps, too.
 
     Args:
         every_n_steps: an interval in optimizer steps, a schedule

@@ -1,6 +1,7 @@
 """Image files in folders: which are splits, which are classes, and what is neither.
 
-Hidden files and folders (``.ipynb_checkpoints``, ``.DS_Store``, ``._0.png``) are not seen at all.
+Hidden files and folders (``.ipynb_checkpoints``, ``.DS_Store``, ``._0.png``), and those that systems leave
+behind, are not seen at all.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from lightning_sym.datamodules._rows import UNLABELLED
 
 TRAIN_NAMES = ("train", "training")
 VAL_NAMES = ("val", "valid", "validation", "test", "testing")  # the first that is there is used
+SYSTEMS = ("__MACOSX", "__pycache__", "@eaDir", "lost+found", "$RECYCLE.BIN", "System Volume Information")
 SUFFIXES: tuple[str, ...] = (".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff")
 SUFFIXES += (".ppm", ".pgm", ".pbm", ".pnm", ".avif", ".jp2")
 
@@ -124,7 +126,7 @@ def _check_no_hidden_splits(root: Path, folders: list[Path]) -> None:
 
 
 def _visible(name: str) -> bool:
-    return not name.startswith((".", "__MACOSX"))
+    return not name.startswith(".") and name not in SYSTEMS
 
 
 def _is_image(name: str) -> bool:

@@ -269,7 +269,7 @@ class JointEmbedding(LightningModule):
             weight_decay=self.weight_decay,
             options=self.optimizer_options,
         )
-        if self.schedule == "constant":
+        if self.schedule == "constant" or not trainer.limit_train_batches:  # 0: no step is to be made
             return made
         per_epoch = trainer.num_training_batches / trainer.accumulate_grad_batches
         warmup = self.warmup_epochs * per_epoch if self.warmup_epochs else 0.0

@@ -70,7 +70,8 @@ def test_the_validation_split_goes_before_the_test_split(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "hidden", ["train/.ipynb_checkpoints", "val/.ipynb_checkpoints", ".cache", "val/__MACOSX/x"]
+    "hidden",
+    ["train/.ipynb_checkpoints", "val/.ipynb_checkpoints", ".cache", "val/__MACOSX/x", "train/@eaDir"],
 )
 def test_hidden_files_and_folders_are_not_seen(hidden, tmp_path):
     fill(tmp_path, both(*COLOURS))

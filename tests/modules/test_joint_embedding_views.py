@@ -275,3 +275,10 @@ def test_losses_of_ones_own_see_the_same_pairs():
     loss = module.loss
     expected = (2 * loss(a, b) + loss(a, c) + loss(b, c)) / 4
     assert module.views_loss((batch, None)).item() == pytest.approx(expected.item(), rel=1e-9)
+
+
+@pytest.mark.filterwarnings("ignore:.*set to 0.*|.*limit_train_batches.*")
+def test_no_training_batches_on_purpose_is_no_error():
+    fit = trainer(max_epochs=1, limit_train_batches=0, limit_val_batches=0)
+    fit.fit(made(schedule="cosine", warmup_epochs=1), [(pair(4), torch.zeros(4))])
+    assert fit.global_step == 0
