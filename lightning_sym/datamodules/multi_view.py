@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 from typing_extensions import override
 
 from lightning_sym.datamodules._classes import Rows, draw_by_class, with_numbers_of
+from lightning_sym.datamodules._folders import VAL_NAMES
 from lightning_sym.datamodules._rows import Columns
 from lightning_sym.datamodules._view_batches import (
     Drawing,
@@ -188,6 +189,12 @@ class MultiViewDataModule(LightningDataModule):
             held_out = open_source(self.val_source, root=self.root, columns=self.columns).probe
             val = with_numbers_of(train, held_out)
         elif val is None:
+            if isinstance(self.source, Mapping) and len(self.source) > 1:
+                warnings.warn(
+                    f"source: of the splits {sorted(map(str, self.source))} only 'train' is used, and a share "
+                    f"of it held out: none is called {VAL_NAMES[0]!r} or {VAL_NAMES[3]!r}; or give val_source",
+                    stacklevel=2,
+                )
             held = self._draw(train, max(1, round(self.val_share * len(train))))
             kept = torch.ones(len(train), dtype=torch.bool)
             kept[held] = False

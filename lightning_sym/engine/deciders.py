@@ -91,16 +91,18 @@ class Deciders:
         validates = trainer.val_check_batch if trainer.enable_validation else 0
         return isinstance(validates, int) and validates > 0 and any(n % validates == 0 for n in after)
 
-    def _ask(self, callback: Any, key: str, own: Callable[..., None], asks: Any, *arguments: Any) -> None:
+    def _ask(
+        self, callback: Any, key: str, own: Callable[..., None], asks: Any, *args: Any, **kwargs: Any
+    ) -> None:
         self.catch_up(key)
         if key not in self.taken:
             first = f"{self.quantity(key)}/"
             if any(other.startswith(first) for other in self.taken):
-                own(*arguments)  # there are readings, this is none of them: let the callback say so
+                own(*args, **kwargs)  # there are readings, this is none of them: let the callback say so
             return
         if asks(callback, key):
             self._asked[id(callback)] = self.taken[key]
-            own(*arguments)
+            own(*args, **kwargs)
 
     def _new(self, callback: Any, key: str) -> bool:
         return self._asked.get(id(callback)) != self.taken[key]

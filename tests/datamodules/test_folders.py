@@ -69,6 +69,16 @@ def test_the_validation_split_goes_before_the_test_split(tmp_path):
     assert len(open_folders(tmp_path)[1]) == 6
 
 
+def test_a_split_of_an_unknown_name_is_told_of():
+    rows = [(torch.zeros(3, 8, 8, dtype=torch.uint8), k % 2) for k in range(20)]
+    with pytest.warns(UserWarning, match=r"of the splits \['dev', 'train'\] only 'train' is used"):
+        module({"train": rows, "dev": rows}).setup()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        module({"train": rows, "dev": rows}, val_source=rows).setup()
+        module({"train": rows, "test": rows}).setup()
+
+
 @pytest.mark.parametrize(
     "hidden",
     ["train/.ipynb_checkpoints", "val/.ipynb_checkpoints", ".cache", "val/__MACOSX/x", "train/@eaDir"],
