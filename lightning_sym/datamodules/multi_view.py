@@ -191,8 +191,8 @@ class MultiViewDataModule(LightningDataModule):
         elif val is None:
             if isinstance(self.source, Mapping) and len(self.source) > 1:
                 warnings.warn(
-                    f"source: of the splits {sorted(map(str, self.source))} only 'train' is used, and a share "
-                    f"of it held out: none is called {VAL_NAMES[0]!r} or {VAL_NAMES[3]!r}; or give val_source",
+                    f"source: of the splits {sorted(map(str, self.source))} only 'train' is used, a share of "
+                    f"it held out: none is called {VAL_NAMES[0]!r} or {VAL_NAMES[3]!r}; or give val_source",
                     stacklevel=2,
                 )
             held = self._draw(train, max(1, round(self.val_share * len(train))))
