@@ -6,7 +6,10 @@ size). ``torchvision`` is what people write: a v2 pipeline a PIL image in two wo
 two such workers, compared where lightly is installed. ``batched`` is :class:`MultiViewDataModule` without
 workers. Memory is what one pass adds in a fresh process, workers included and shared pages counted once.
 
-    python benchmarks/views.py [--data cifar10.npz] [--pairs 5] [--out views.json]
+With ``--one-core`` nobody has workers or a second thread, and processor seconds are compared instead of the
+clock's: a machine that does other things meanwhile can still tell these.
+
+    python benchmarks/views.py [--data cifar10.npz] [--pairs 5] [--one-core] [--out views.json]
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -123,7 +127,18 @@ def lightly_pipeline(size: int, recipe: ViewRecipe) -> Any:
     ).transforms[0]
 
 
-def runs(x: Tensor, *, size: int, batch: int) -> dict[str, Callable[[], None]]:
+def processor_seconds(run: Callable[[], None]) -> Callable[[], float]:
+    """Return a run that returns what its process computed for, by the processor's clock."""
+
+    def counted() -> float:
+        began = time.process_time()
+        run()
+        return time.process_time() - began
+
+    return counted
+
+
+def runs(x: Tensor, *, size: int, batch: int, workers: int) -> dict[str, Callable[[], None]]:
     """Return what is compared: passes over the images."""
     data = Memory(x)
     module = MultiViewDataModule(
@@ -149,8 +164,8 @@ def runs(x: Tensor, *, size: int, batch: int) -> dict[str, Callable[[], None]]:
             batch,
             shuffle=True,
             drop_last=True,
-            num_workers=2,
-            persistent_workers=True,
+            num_workers=workers,
+            persistent_workers=workers > 0,
         )
 
         def run() -> None:
@@ -174,20 +189,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, default=None, help="CIFAR-10 as an .npz; else the digits")
     parser.add_argument("--pairs", type=int, default=5)
+    parser.add_argument("--one-core", action="store_true", help="processor seconds of one thread, no workers")
     parser.add_argument("--sizes", type=int, nargs="+", default=[32, 224])
     parser.add_argument("--count", type=int, nargs="+", default=[2048, 128], help="images a pass, by size")
     parser.add_argument("--batch", type=int, nargs="+", default=[256, 64], help="batch size, by size")
     parser.add_argument("--out", type=Path, default=Path("runs/views/views.json"))
     parser.add_argument("--memory-of", default=None, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.one_core:
+        torch.set_num_threads(1)
     results: dict[str, Any] = {}
     for size, count, batch in zip(options.sizes, options.count, options.batch, strict=True):
         x = images(options.data, side=32 if size == 32 else size * 8 // 7, count=count)
-        todo = runs(x, size=size, batch=batch)
+        todo = runs(x, size=size, batch=batch, workers=0 if options.one_core else 2)
         if options.memory_of:
             print(json.dumps(added_memory(todo[options.memory_of])))
             return
-        report = paired(todo, baseline="torchvision", pairs=options.pairs)
+        compared = {name: processor_seconds(run) if options.one_core else run for name, run in todo.items()}
+        report = paired(compared, baseline="torchvision", pairs=options.pairs)
         costs = {name: row["costs"] for name, row in report.items()}
         rate = {name: count // batch * batch / row["cost"]["median"] for name, row in report.items()}
         faster = {
@@ -198,19 +217,22 @@ def main() -> None:
         results[str(size)] = {
             "images_per_second": rate,
             "batched_is_times_as_fast_as": faster,
-            "added_mb": {name: memory(name, options, size, count, batch) for name in todo},
             "batch_of_views_mb": 2 * batch * 3 * size * size * 4 / 2**20,
             "report": report,
         }
+        if not options.one_core:
+            added = {name: memory(name, options, size, count, batch) for name in todo}
+            results[str(size)]["added_mb"] = added
         print(f"{size} pixels, {count} images a pass\n{table(report)}")
-        for what in ("batched_is_times_as_fast_as", "added_mb"):
-            print(what, results[str(size)][what])
+        for what in ("images_per_second", "batched_is_times_as_fast_as", "added_mb"):
+            print(what, results[str(size)].get(what))
     config = {
         "load_average": os.getloadavg()[0],  # own runs included; two cores are full at 2
         "sizes": options.sizes,
         "counts": options.count,
         "batches": options.batch,
         "pairs": options.pairs,
+        "clock": "processor, one core" if options.one_core else "wall",
         "images": "digits" if options.data is None else "CIFAR-10, resized to 8/7 of 224 pixels for 224",
         "lightly": version("lightly"),
     }
