@@ -213,3 +213,26 @@ def test_neighbours_by_every_third_epoch_on_ranks(tmp_path, ranks):
         warnings.filterwarnings("ignore", ".*use_distributed_sampler.*|.*does not have many workers.*")
         fit(knn, keep, stop, module=Net(lr=0.0), max_epochs=9, **settings)
     assert [path.name for path in tmp_path.iterdir()] == [f"step={3 * (-(-BATCHES // ranks))}.ckpt"]
+
+
+def test_the_twin_package_is_understood_too(tmp_path):
+    twin = pytest.importorskip("pytorch_lightning")
+
+    class Twin(twin.LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.net = nn.Linear(4, 3)
+
+        def training_step(self, batch, batch_idx):
+            return nn.functional.cross_entropy(self.net(batch[0]), batch[1])
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), lr=0.0)
+
+    stop = twin.callbacks.EarlyStopping("norm/value", mode="max", patience=2)
+    keep = twin.callbacks.ModelCheckpoint(tmp_path, monitor="norm/value", save_top_k=-1, filename="{step}")
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    run = twin.Trainer(accelerator="cpu", max_epochs=20, callbacks=[stop, probe(every=2), keep], **quiet)
+    run.fit(Twin(), data())
+    assert run.current_epoch == 4
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step=10.ckpt", "step=20.ckpt"]
