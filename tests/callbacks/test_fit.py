@@ -208,9 +208,9 @@ class TwoPlayers(LightningModule):
 
 def test_manual_optimization_with_two_optimizers():
     watch = monitors("standard", every_n_steps=4, strict=True)
-    data = TensorDataset(torch.randn(24, 4), torch.randint(0, 4, (24,)))
+    data = TensorDataset(torch.randn(96, 4), torch.randint(0, 4, (96,)))
     run = trainer(callbacks=watch)
-    run.fit(TwoPlayers(), DataLoader(data, batch_size=4))
+    run.fit(TwoPlayers(), DataLoader(data, batch_size=16))
     # Two optimizer steps a batch: the observation is made of the batch in which a due step falls.
     assert [row["step"] for row in watch[0].history] == [2, 4, 8, 12]
     row = last(watch[2])
