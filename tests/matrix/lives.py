@@ -9,7 +9,6 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,8 +20,8 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.tuner import Tuner
 from torch.utils.data import DataLoader
 
-from lightning_sym.callbacks import Diagnosis, Monitor
-from tests.matrix.rows import Cell, Column, Outcome, batches, fitted, name_of, names, outcome, plain, watching
+from lightning_sym.callbacks import Every, Monitor
+from tests.matrix.rows import Cell, Column, Outcome, batches, fitted, name_of, outcome, plain, watching
 from tests.models import trainer
 from tests.promises.every import BATCH, Module, dataset
 
@@ -30,6 +29,20 @@ from tests.promises.every import BATCH, Module, dataset
 def fit(callbacks: Sequence[Any], *_: Any, **settings: Any) -> Outcome:
     """Fit for four epochs, without a break."""
     return fitted(callbacks, plain(), **{"max_epochs": 4, **settings})
+
+
+class Forgets(Callback):
+    """Has the optimizer begin anew after two epochs, as Lightning makes new ones for a second fit."""
+
+    def on_train_epoch_start(self, trainer: Any, *_: Any) -> None:
+        if trainer.current_epoch == 2:
+            for optimizer in trainer.optimizers:
+                optimizer.state.clear()
+
+
+def forgetful(callbacks: Sequence[Any], *_: Any) -> Outcome:
+    """Fit for four epochs, with a new state of the optimizer after two."""
+    return fit([Forgets(), *callbacks])
 
 
 class Tunable(Module):
@@ -43,6 +56,8 @@ class Tunable(Module):
 
     def train_dataloader(self) -> DataLoader:
         return batches(self.batch_size)
+
+    val_dataloader = train_dataloader
 
     def configure_optimizers(self) -> Any:
         return torch.optim.SGD(self.parameters(), **{**self.settings, "lr": self.lr})
@@ -146,11 +161,14 @@ def resumed(
     callbacks: Sequence[Any],
     folder: Path,
     *,
-    fresh: Callable[[], Sequence[Any]] | None = None,
+    other: bool = False,
     **settings: Any,
 ) -> Outcome:
-    """Break off, and go on from the last checkpoint in new objects."""
-    first = [type_of(each) for each in callbacks] if fresh is None else list(fresh())
+    """Break off, and go on from the last checkpoint in new objects; ``other``: before at other steps."""
+    first = [type_of(each) for each in callbacks]
+    for monitor in first if other else ():
+        if isinstance(monitor, Monitor) and isinstance(monitor.schedule, Every):
+            monitor.schedule = Every(3 * monitor.schedule.n)
     with contextlib.suppress(SystemExit, KeyboardInterrupt):
         broken = fitted(
             [*first, Breaks(error), saving(folder)], plain(), max_epochs=4, enable_checkpointing=True
@@ -211,13 +229,11 @@ def _be_killed(callbacks: list[Any], folder: Path) -> None:
     fitted([*callbacks, Kills(), saving(folder)], plain(), max_epochs=4, enable_checkpointing=True)
 
 
-def other_arguments() -> list[Monitor]:
-    """Return monitors that read at other steps."""
-    chosen = watching()
-    for monitor in chosen:
-        if isinstance(monitor.schedule, type(chosen[0].schedule)):
-            monitor.schedule = type(monitor.schedule)(3 * monitor.schedule.n)
-    return chosen
+def late(way: Callable[..., Outcome], callbacks: Sequence[Any], folder: Path) -> Outcome:
+    """Return what was read after the resumption alone."""
+    found = way(callbacks, folder)
+    found.rows = {name: [row for row in rows if row["step"] > 6] for name, rows in found.rows.items()}
+    return found
 
 
 # -- loggers ----------------------------------------------------------------------------------
@@ -230,8 +246,7 @@ class Log(Column):
         found = super().cells(folder)
         loggers = LOGGERS[self.name][0](folder / "loggers")
         chosen = watching()
-        steps = LoggerSteps()
-        fitted([steps, *chosen], plain(), logger=loggers, log_every_n_steps=1)
+        fitted(chosen, plain(), logger=loggers, log_every_n_steps=1)
         for logger in loggers:
             logged = LOGGERS[self.name][1][type(logger).__name__](logger)
             for monitor in chosen:
@@ -245,10 +260,6 @@ class Log(Column):
                     at = f"{missing[0][0]} of step {missing[0][1]} is not in {type(logger).__name__}"
                     found[name_of(monitor)] = Cell("red", at)
         return found
-
-
-class LoggerSteps(Callback):
-    """Nothing but a callback of the user's beside."""
 
 
 def _among(values: list[float], value: float) -> bool:
@@ -348,8 +359,7 @@ def quiet(callbacks: Sequence[Any], *_: Any) -> Outcome:
 
 
 UNBROKEN = "a run that is not broken off"
-ONE_FIT = "one fit that goes on"
-PROBES = {"KNNProbe": "", "LinearProbe": ""}
+ONE_FIT = "one fit whose optimizer begins anew"
 COLUMNS = [
     Column(
         "`lr_find` first", partial(tuned, "lr_find", tune=True), partial(tuned, "lr_find", tune=False),
@@ -359,20 +369,23 @@ COLUMNS = [
         "`scale_batch_size` first", partial(tuned, "batch", tune=True), partial(tuned, "batch", tune=False),
         "a fit at the size found",
     ),
-    Column("fit, validate, predict, fit on", staged, fit, ONE_FIT),
-    Column("two fits with one Trainer", twice, fit, ONE_FIT),
+    Column("fit, validate, predict, fit on", staged, forgetful, ONE_FIT),
+    Column("two fits with one Trainer", twice, forgetful, ONE_FIT),
     Column("two Trainers in two threads", in_threads, quiet, "a fit alone"),
     Column("a fit inside a callback", nested, quiet, "a fit alone"),
     Column("resumed after an exception", partial(resumed, ArithmeticError), fit, UNBROKEN),
     Column("resumed after Ctrl-C", partial(resumed, KeyboardInterrupt), fit, UNBROKEN),
     Column("killed in the middle of a write, resumed", killed, fit, UNBROKEN),
     Column(
-        "resumed with `weights_only=True`",
-        partial(resumed, ArithmeticError, weights_only=True),
-        fit,
+        "resumed with `weights_only=True`", partial(resumed, ArithmeticError, weights_only=True), fit,
         UNBROKEN,
     ),
-    Column("no logger", quiet, quiet, "itself"),
+    Column(
+        "resumed with other intervals", partial(late, partial(resumed, ArithmeticError, other=True)),
+        partial(late, fit), f"{UNBROKEN}, from there on", unread="flow|law_error|hierarchy/(broken|restored)",
+        note="what is counted since the reading before is not compared",
+    ),
+    Column("no logger", quiet, quiet, "another such fit"),
     *(
         Log(name, partial(logging, name), quiet, "a fit without one", needs=needs)
         for name, needs in (
@@ -381,4 +394,3 @@ COLUMNS = [
         )
     ),
 ]  # fmt: skip
-_ = replace, names, Diagnosis

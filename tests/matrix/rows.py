@@ -193,13 +193,17 @@ class Column:
         chosen = [m for m in self.watch() if name_of(m) not in found]
         right = [m for m in (self.watch_reference or self.watch)() if name_of(m) not in found]
         bare = self.way([], _made(folder / "bare")) if self.silent else None
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", ".*lightning_sym.*:|.*readings.*")
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
             watched = self.way(chosen, _made(folder / "watched"))
             expected = self.reference(right, _made(folder / "reference"))
         for monitor in chosen:
             name = name_of(monitor)
             found[name] = self._judge(name, bare, watched, expected)
+            kind, verdict = type(monitor).__name__, found[name].verdict
+            said = [str(each.message) for each in caught if f"{kind} failed in" in str(each.message)]
+            if said and verdict in ("none", "right"):
+                found[name] = Cell("refused" if verdict == "none" else "red", said[0].partition(": ")[2])
         if SYRE not in found:
             found[SYRE] = self._judge_syre(bare, folder)
         return {name: found[name] for name in names()}
@@ -214,7 +218,7 @@ class Column:
         if wrong:
             return Cell("red", wrong[0])
         if not any(len(row) > 2 for row in b):
-            return Cell("red", "nothing was read")
+            return Cell("none", "it has nothing to read here")
         return Cell("right", self.note if re.search(self.unread or "(?!)", " ".join(a[-1])) else "")
 
     def _judge_syre(self, bare: Outcome | None, folder: Path) -> Cell:
