@@ -215,8 +215,9 @@ class Engine:
             self._arm()
             self._show_calls()  # a plain loop is inside from first to last
         self.set_batch(batch)
-        for seat in self._due:
-            self._call(seat, "prepare_batch")
+        with self._unseen():
+            for seat in self._due:
+                self._call(seat, "prepare_batch")
 
     def set_batch(self, batch: Any) -> None:
         """Say which micro-batch is run from now on."""
@@ -294,6 +295,15 @@ class Engine:
             self._calls = FunctionCalls(lambda: self._looks)
             self._calls.attach()
 
+    @contextlib.contextmanager
+    def _unseen(self) -> Iterator[None]:
+        """Let monitors compute, and run the module apart, in the middle of a plain loop's step."""
+        self._hide_calls()
+        try:
+            yield
+        finally:
+            self._show_calls()
+
     def _hide_calls(self) -> None:
         if self._calls is not None and self._calls.detach():
             self._calls = None
@@ -314,11 +324,12 @@ class Engine:
                 watch.own_step()
             elif sources & others:
                 watch.other_step()
-        for seat in self._due:
-            try:
-                seat.monitor.optimizer_stepped(self.run, optimizer)
-            except Exception as error:  # the user's step is under way
-                seat.failure = seat.failure or error
+        with self._unseen():
+            for seat in self._due:
+                try:
+                    seat.monitor.optimizer_stepped(self.run, optimizer)
+                except Exception as error:  # the user's step is under way
+                    seat.failure = seat.failure or error
 
     def _end_batch(self) -> None:
         for watch in self._watches.values():
@@ -407,8 +418,9 @@ class Engine:
     def epoch_end(self) -> None:
         """Let monitors read that are due at an epoch's end."""
         also = [seat for seat in self._seats if seat.monitor.reads_epochs]
-        self._read(also, [], self._epoch_step, method="read_epoch")
-        self._read_rested(self._of_epochs())
+        with self._unseen():
+            self._read(also, [], self._epoch_step, method="read_epoch")
+            self._read_rested(self._of_epochs())
 
     def validated(self, *, ends_epoch: bool, watched: set[str]) -> None:
         """After validation, before callbacks save or stop by what was read: let it be of these weights.

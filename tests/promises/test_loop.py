@@ -17,10 +17,12 @@ from torch.utils.data import DataLoader
 from lightning_sym import watch
 from lightning_sym.callbacks import (
     AlignmentMonitor,
+    CircuitMonitor,
     CollapseMonitor,
     FeatureLearningMonitor,
     Monitor,
     SharpnessMonitor,
+    SignalMonitor,
     monitors,
 )
 from tests.promises.every import BATCH, SHAPES, Module, apart, dataset, every_monitor, fit, hooks, net_of
@@ -145,6 +147,33 @@ def test_an_optimizer_with_a_closure_reads_as_in_a_trainer():
     for expected, monitor in zip(own, here, strict=True):
         assert len(monitor.history) == 6
         assert not apart(expected.history, monitor.history), type(monitor).__name__
+
+
+def test_what_others_run_in_a_loops_step_is_in_no_reading_of_functions():
+    """Monitors that run a copy of the module do so at the head of a step, where the loop's own may be."""
+
+    def read(*others: Monitor) -> Any:
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3))
+        optimizer = torch.optim.SGD(net.parameters(), 0.05)
+        signal = SignalMonitor(every_n_steps=1, strict=True)
+        with watch(net, optimizer, [*others, signal], accumulate=2) as watching:
+            for batch in list(batches("mlp", 4))[:4]:
+                watching.batch(batch)
+                nn.functional.cross_entropy(net(batch[0]), batch[1]).backward()
+                if watching._told == 2:
+                    optimizer.step()
+        return signal.history
+
+    def loss(module: Any, batch: Any) -> Any:
+        return nn.functional.cross_entropy(module(batch[0]), batch[1])
+
+    alone = read()
+    assert len(alone) == 2
+    assert "signal/0/saturated" in alone[0]
+    circuit = CircuitMonitor(every_n_steps=1, loss=loss, pictures=False, strict=True)
+    others = circuit, FeatureLearningMonitor(every_n_steps=1, strict=True)
+    assert not apart(alone, read(*others, SharpnessMonitor(every_n_steps=1, loss=loss, strict=True)))
 
 
 def plain() -> tuple[nn.Module, torch.optim.Optimizer]:
