@@ -249,12 +249,15 @@ def _reach(sums: Tensor, other: Tensor | None) -> Iterator[tuple[str, float]]:
 
 
 def _attention(sums: Tensor, other: Tensor | None) -> Iterator[tuple[str, float]]:
-    count, square, vary = sums[:3].tolist()
-    shares_H = sums[3:] / count
+    shares_H = sums[1:] / sums[0]
     yield "attention_least", float(shares_H.min())
     yield "attention_most", float(shares_H.max())
+
+
+def _looks(sums: Tensor, other: Tensor | None) -> Iterator[tuple[str, float]]:
+    square = float((sums[2] / sums[0]).sum())
     if square > 0:
-        yield "attention_varies", vary / square
+        yield "attention_varies", float(variances(sums).sum()) / square
 
 
 def _code(sums: Tensor, other: Tensor | None) -> Iterator[tuple[str, float]]:
@@ -273,6 +276,7 @@ _READ = {
     "block": _block,
     "reach": _reach,
     "attention": _attention,
+    "looks": _looks,
     "code": _code,
     "made": _spread,
 }

@@ -195,11 +195,10 @@ class FunctionWatch:
         several = seen_T > 1
         weights_NHTS, seen_T = weights_NHTS[..., several, :], seen_T[several]
         share_NHT = torch.special.entr(weights_NHTS).sum(-1) / seen_T.log()
-        square = weights_NHTS.square().sum()
-        vary = (weights_NHTS - weights_NHTS.mean(0)).square().sum()
         shares_H = share_NHT.sum((0, 2))
-        count = torch.tensor(float(share_NHT.shape[0] * share_NHT.shape[2]), device=weights.device)
-        self._add("attention", torch.cat([torch.stack([count.double(), square, vary]), shares_H]))
+        count = torch.full_like(shares_H[:1], share_NHT.shape[0] * share_NHT.shape[2])
+        self._add("attention", torch.cat([count, shares_H]))
+        self._add("looks", moments(weights_NHTS))
 
     def _scaled_product(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         names = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")

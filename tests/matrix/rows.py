@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, Trainer
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.utils.data import DataLoader
 
 from lightning_sym.callbacks import Diagnosis, Monitor, SignalMonitor, Syre
@@ -92,7 +93,7 @@ def outcome(
 ) -> Outcome:
     """Return what a fit came to."""
     found = {name.replace("_orig_mod.", ""): value for name, value in module.state_dict().items()}
-    weights = {name: _whole(value).clone() for name, value in found.items()}
+    weights = {name: _whole(value).clone() for name, value in found.items() if not is_lazy(value)}
     kept = [copy.deepcopy(list(_torch(each).state.values())) for each in optimizers]
     state = [list(weights.values()), kept, [p.grad for p in module.parameters()], torch.get_rng_state()]
     rows = {name_of(each): list(each.history) for each in callbacks if isinstance(each, Monitor)}

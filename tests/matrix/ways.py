@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -99,6 +100,51 @@ class Manual(Module):
         self.manual_backward(loss)
         optimizer.step()
         return loss
+
+
+class Pair(Module):
+    """Two networks with an optimizer each, stepped by hand in turn; each is run in the other's turn."""
+
+    def __init__(self, kind: str = "mlp", **settings: Any) -> None:
+        super().__init__(kind, **settings)
+        self.other = Module(kind).net
+        self.other[4].p = 0.0
+        self.automatic_optimization = False
+
+    def turns(self, batch: Any, optimizers: Sequence[Any], backward: Callable[[Tensor], Any]) -> None:
+        """Let both take their step."""
+        nets = self.net, self.other
+        for net, against, optimizer in zip(nets, nets[::-1], optimizers, strict=True):
+            optimizer.zero_grad()
+            both = net(batch[0]) + against(batch[0])
+            backward(nn.functional.cross_entropy(both, batch[1]))
+            optimizer.step()
+
+    def training_step(self, batch: Any, batch_idx: int) -> None:
+        self.turns(batch, self.optimizers(), self.manual_backward)
+
+    def configure_optimizers(self) -> Any:
+        return [torch.optim.SGD(net.parameters(), **self.settings) for net in (self.net, self.other)]
+
+
+def turns(callbacks: Sequence[Any], *_: Any) -> Outcome:
+    """Train two networks in turn, in a plain loop."""
+    module = of(Pair)
+    optimizers = module.configure_optimizers()
+    monitors = [each for each in callbacks if isinstance(each, Monitor)]
+    for each, optimizer in itertools.product(callbacks, optimizers):
+        if isinstance(each, Syre):
+            named = module.named_parameters()
+            attach_syre(optimizer, sigma=each.sigma, seed=each.seed, named_parameters=named)
+    with watch(module, optimizers, monitors) if monitors else contextlib.nullcontext() as watched:
+        for _epoch in range(2):
+            for batch in batches():
+                if watched is not None:
+                    watched.batch(batch)
+                module.turns(batch, optimizers, lambda loss: loss.backward())
+            if watched is not None:
+                watched.epoch_end()
+    return outcome(module, optimizers, callbacks)
 
 
 class Checkpointed(nn.Sequential):
@@ -221,6 +267,10 @@ COLUMNS = [
     Column(
         "manual optimization", partial(fit, make=partial(of, Manual)), fit, "automatic optimization",
         unread="predicted|law_error", note="no flow is predicted: it is not known what is minimised",
+    ),
+    Column(
+        "two optimizers in turn (a GAN)", partial(fit, make=partial(of, Pair)), turns, "a plain loop",
+        unread="flow|law_error",
     ),
     Column(
         "accumulation of 2 batches", partial(fit, loader=batches(4), accumulate_grad_batches=2), fit,
