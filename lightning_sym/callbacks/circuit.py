@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 from torch.nn import UninitializedParameter
+from torch.nn.parameter import is_lazy
 from typing_extensions import override
 
 from lightning_sym._names import clean_name
@@ -220,6 +221,10 @@ class CircuitMonitor(Monitor):
             yield Reading("", "alignment", picture)
 
     def _choose(self, module: nn.Module) -> Layers:
+        if unset := [name for name, p in module.named_parameters() if is_lazy(p)]:
+            raise ValueError(
+                f"{unset[0]} and others have no values yet; run a batch through the module before the fit"
+            )
         layers = _layers(module)
         if not layers:
             raise ValueError(
