@@ -15,6 +15,7 @@ version = release = lightning_sym.__version__
 
 extensions = [
     "logs",
+    "matrix",
     "results",
     "sphinx.ext.autodoc",
     "sphinx.ext.napoleon",

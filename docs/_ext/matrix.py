@@ -51,7 +51,6 @@ def setup(app: Any) -> dict[str, Any]:
     """Add the directive."""
     from docutils import nodes
     from docutils.parsers.rst import Directive
-    from myst_parser.parsers.docutils_ import Parser  # noqa: F401  -- that tables of Markdown can be read
 
     class Matrix(Directive):
         has_content = False

@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 
 from lightning_sym._names import clean_name
 
@@ -303,8 +304,8 @@ def attach_syre(
         A handle: ``offset(parameter)``, ``offsets()``, ``remove()``.
 
     Raises:
-        ValueError: if an argument is out of its range, names are missing or ambiguous, or syre is attached
-            to the optimizer already.
+        ValueError: if an argument is out of its range, names are missing or ambiguous, parameters have no
+            shape yet (lazy layers), or syre is attached to the optimizer already.
         TypeError: if ``optimizer`` is none, ``seed`` no integer, or ``named_parameters`` no pairs.
 
     Warns:
@@ -323,6 +324,10 @@ def attach_syre(
     if not isinstance(inner, torch.optim.Optimizer):
         raise TypeError(f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}")
     optimizer = inner
+    if any(is_lazy(p) for group in optimizer.param_groups for p in group["params"]):
+        raise ValueError(
+            "optimizer has parameters without a shape, of lazy layers; run a batch through the module before"
+        )
     if not isinstance(seed, int):
         raise TypeError(f"seed must be an integer, got {seed!r}")
     if not sigma >= 0 or not math.isfinite(sigma):

@@ -321,7 +321,7 @@ def of_wandb(logger: Any) -> dict[str, list[float]]:
 def _mlflow(folder: Path) -> list[Any]:
     from lightning.pytorch.loggers import MLFlowLogger
 
-    return [MLFlowLogger("matrix", tracking_uri=f"sqlite:///{folder}/mlflow.db")]
+    return [MLFlowLogger("matrix", tracking_uri=folder.as_uri())]
 
 
 def _wandb(folder: Path) -> list[Any]:

@@ -235,7 +235,9 @@ class Column:
         return Cell("right")
 
     def _refusal(self, name: str, message: str, folder: Path) -> Cell:
-        one = syre() if name == SYRE else [m for m in self.watch() if name_of(m) == name]
+        one: list[Any] = syre() if name == SYRE else [m for m in self.watch() if name_of(m) == name]
+        for each in one:
+            each.strict = True  # what it only warns of otherwise is an error then
         error = self.way(one, _made(folder / name)).error
         if message not in error:
             return Cell("red", f"it must be refused with {message!r}, and ended with {error!r}")

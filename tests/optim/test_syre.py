@@ -458,6 +458,13 @@ def test_arguments_of_a_wrong_type(settings, message):
         attach_syre(nn.Linear(2, 2))
 
 
+def test_layers_without_a_shape_are_refused():
+    layer = nn.LazyLinear(2)
+    optimizer = torch.optim.SGD(layer.parameters(), 0.1, weight_decay=0.1)
+    with pytest.raises(ValueError, match="parameters without a shape, of lazy layers; run a batch"):
+        attach_syre(optimizer)
+
+
 def test_lightnings_wrapper_is_looked_into():
     layer = nn.Linear(2, 2)
     wrapper = LightningOptimizer(torch.optim.AdamW(layer.parameters(), weight_decay=0.1))
