@@ -50,6 +50,7 @@ def test_the_page_has_the_cells_that_tests_define_and_no_others():
         group, column = EVERY[name]
         assert (recorded["group"], recorded["reference"]) == (group, column.told)
         assert recorded["places"] == column.places
+        assert bool(column.unread) == bool(column.note)  # what is not compared is said
         assert list(recorded["cells"]) == names()
         for row, cell in recorded["cells"].items():
             assert cell["verdict"] in ("right", "refused", "none")
