@@ -8,7 +8,7 @@ import math
 import os
 import signal
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -299,17 +299,14 @@ def of_mlflow(logger: Any) -> dict[str, list[float]]:
 
 def of_wandb(logger: Any) -> dict[str, list[float]]:
     """Return what W&B has written for later."""
-    from wandb.proto import wandb_internal_pb2
-    from wandb.sdk.internal.datastore import DataStore
+    from wandb.proto.wandb_internal_pb2 import Record
 
     directory = Path(logger.experiment.dir).parent
     logger.experiment.finish()
-    found: dict[str, list[float]] = {}
     (file,) = directory.glob("run-*.wandb")
-    store = DataStore()
-    store.open_for_scan(str(file))
-    while (data := store.scan_data()) is not None:
-        record = wandb_internal_pb2.Record()
+    found: dict[str, list[float]] = {}
+    for data in _records(file.read_bytes()):
+        record = Record()
         record.ParseFromString(data)
         for item in record.history.item:
             value = json.loads(item.value_json)
@@ -318,10 +315,25 @@ def of_wandb(logger: Any) -> dict[str, list[float]]:
     return found
 
 
+def _records(data: bytes) -> Iterator[bytes]:
+    """Yield the records of a LevelDB log, whose parts fill blocks of 32 KiB, each with a head of 7 bytes."""
+    block, head, place, parts = 2**15, 7, 7, b""
+    while place + head <= len(data):
+        if block - place % block < head:
+            place += block - place % block
+            continue
+        size, kind = int.from_bytes(data[place + 4 : place + 6], "little"), data[place + 6]
+        parts += data[place + head : place + head + size]
+        place += head + size
+        if kind in (1, 4):  # whole, or the last part
+            yield parts
+            parts = b""
+
+
 def _mlflow(folder: Path) -> list[Any]:
     from lightning.pytorch.loggers import MLFlowLogger
 
-    return [MLFlowLogger("matrix", tracking_uri=folder.as_uri())]
+    return [MLFlowLogger("matrix", tracking_uri=f"sqlite:///{folder}/mlflow.db")]
 
 
 def _wandb(folder: Path) -> list[Any]:

@@ -220,7 +220,8 @@ class Column:
             return Cell("red", wrong[0])
         if not any(len(row) > 2 for row in b):
             return Cell("none", "it has nothing to read here")
-        return Cell("right", self.note if re.search(self.unread or "(?!)", " ".join(a[-1])) else "")
+        left_out = self.unread and any(re.search(self.unread, key) for row in (*a, *b) for key in row)
+        return Cell("right", self.note if left_out else "")
 
     def _judge_syre(self, bare: Outcome | None, folder: Path) -> Cell:
         ours = self.way(syre(), _made(folder / "syre"))

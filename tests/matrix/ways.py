@@ -270,7 +270,6 @@ COLUMNS = [
     ),
     Column(
         "two optimizers in turn (a GAN)", partial(fit, make=partial(of, Pair)), turns, "a plain loop",
-        unread="flow|law_error",
     ),
     Column(
         "accumulation of 2 batches", partial(fit, loader=batches(4), accumulate_grad_batches=2), fit,
