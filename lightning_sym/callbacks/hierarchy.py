@@ -376,7 +376,7 @@ class HierarchyMonitor(Monitor):
         """Return the run so far, a matplotlib figure: loss, broken units and events."""
         from lightning_sym.plots.hierarchy import course
 
-        rows = [row for row in self.history if row["fit"] == self.fit]
+        rows = self.fit_rows()
         own, plain = f"{self.prefix}/", f"{self.quantity}/"
         return course(
             [{k.replace(own, plain, 1): v for k, v in row.items()} for row in rows], events=self.events
