@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import json
 import math
 import time
 from collections.abc import Callable
@@ -115,10 +116,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", nargs="+", default=NETWORKS)
     parser.add_argument("--plain", action="store_true", help="untrained networks alone")
-    parser.add_argument("--out", type=Path, default=RESULT)
+    parser.add_argument("--out", type=Path, default=RESULT, help="what it holds of other networks stays")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    results: dict[str, Any] = {}
+    results: dict[str, Any] = json.loads(options.out.read_text())["results"] if options.out.exists() else {}
     for name in options.only:
         try:
             results[name] = measure(name, spoil=not options.plain)
