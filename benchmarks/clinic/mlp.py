@@ -33,6 +33,11 @@ Spoil = Callable[[nn.Sequential], None]
 Activation = Callable[[], nn.Module]
 
 
+def low_rank() -> data.Split:
+    """Return digits that vary in three directions."""
+    return data.projected(data.digits(), 3)
+
+
 def perceptron(widths: tuple[int, ...], act: Activation, *, dropout: float = 0.0) -> nn.Sequential:
     """Return linear layers of these widths with an activation between them."""
     layers: list[nn.Module] = []
@@ -173,7 +178,6 @@ def squared(net: nn.Module, batch: tuple[torch.Tensor, torch.Tensor]) -> torch.T
     return mean_square(net, (x, nn.functional.one_hot(y, 10).float()))
 
 
-LOW = partial(data.projected, data.digits(), 3)
 FULL = 1438  # training samples: full-batch descent
 LEAKY: Activation = partial(nn.LeakyReLU, 0.2)  # a unit that cannot die: the loss goes on growing
 DEEP = (64, *(48,) * 10, 10)
@@ -199,7 +203,7 @@ CASES = [
         "mlp/low_rank_input",
         "mlp",
         "The inputs have rank 3 of 64: no layer can show more, and the task is solved as far as they allow.",
-        partial(task, split=LOW, steps=400),
+        partial(task, split=low_rank, steps=400),
         (over("accuracy", 0.6), under("loss", 1.2)),
     ),
     Case(

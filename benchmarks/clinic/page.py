@@ -10,42 +10,101 @@ from pathlib import Path
 from typing import Any
 
 DOCS = Path(__file__).parents[2] / "docs"
+HEAD = """# The clinic
+
+Short fits, about half of them made sick on purpose and the others healthy in ways that look sick; each
+has a truth that its script checks without the monitors. `diagnose_run` is asked about the histories of
+`monitors("standard", every_n_steps=20, targets=...)`, with `EigenmodeMonitor` where training is
+self-supervised. *Sensitivity*: sick runs with an alarm. *False alarms*: healthy runs with one. *Kind*: sick
+runs whose kind is among at most three kinds of alarm. *Cause* and *layer*: where the kind is right.
+*Began*: steps from the one at which the first alarm says it began to the one from which on the outcome is
+worse than the control's for good; *told*: the same from the step whose readings first make an alarm, so
+that a negative number is a delay. Both are medians over sicknesses that come on gradually.
+"""
 NOTE = """
 ## How far these figures can be trusted
 
-Limits come from the tuning half, but for the limits of attention, gates and blocks: whoever proposed
-them had seen readings of both halves. When the reported half was first scored (45 fits, 18 sick;
-noted at the time, the file was not kept), before the excuse for adapters was written, sensitivity was .89,
-false alarms .15 (four healthy fits with adapters, called frozen) and the kind right in .67; figures of
-that half after it are no longer blind. Only the runs listed were scored, of seed 0; the slower ones are
-still to be run. A lead counts from the step at which a finding says it began, which is earlier than the
-step at which three readings are there to tell it.
-Since these runs, saturated gates of recurrent modules are counted otherwise: their figures may shift.
+Limits come from the tuning half, but for those of attention, gates and blocks: whoever proposed them had
+seen readings of both halves. The reported half is blind no longer. When it was first scored (45 fits, 18
+sick; noted at the time, the file was not kept) sensitivity was .89, false alarms .15 (four healthy fits
+with adapters, called frozen) and the kind right in .67. It was looked at again while rules were widened:
+after that change 51 of its fits (20 sick) gave .90, .13 (adapters again, by the new rule on frozen
+layers) and .80, and then adapters, recurrences that learn late and branches that are zero for good were
+mended with its misses known.
+
+The fresh cases, other networks and other mistakes than those that rules were tuned on, were written
+before the last changes, by the same hand as the rules, and scored once when the rules stood. After that
+what a collapsed posterior explains, the cause of lost rank and three sentences were changed, and the same
+figures came out.
+
+In about half of the gradual cases the outcome is worse than the control's at the first look, after 20
+steps, and nothing that needs two or three readings can lead it: `told` is a delay there.
+
+Readings that were added after most of the fits (stretches of frozen layers, uses of early positions) are
+missing from the older histories; rules do without them there.
 """
+COLUMNS = (
+    *("sensitivity", "false_alarms", "kind_right", "cause_right", "layer_right"),
+    *("median_lead", "median_told"),
+)
 
 
 def row(name: str, s: dict[str, Any]) -> str:
     """Return a row of the table."""
-    keys = ("sensitivity", "false_alarms", "kind_right", "cause_right", "layer_right", "median_lead")
-    cells = ["-" if s[key] is None else f"{s[key]:.2f}" for key in keys]
+    cells = ["-" if s[key] is None else f"{s[key]:.2f}" for key in COLUMNS[:5]]
+    cells += ["-" if s[key] is None else f"{s[key]:.0f}" for key in COLUMNS[5:]]
     return f"| {name} | {s['sick']} | {s['healthy']} | " + " | ".join(cells) + " |"
+
+
+def listed(names: list[str]) -> str:
+    """Return names, or that there are none."""
+    return ", ".join(names) or "none"
 
 
 def page() -> str:
     """Return the page."""
-    lines = [
-        "# The clinic",
-        "",
-        "| half | sick | healthy | sensitivity | false alarms | kind | cause | layer | lead |",
-    ]
-    lines.append("|---" * 9 + "|")
     found = json.loads((DOCS / "results" / "clinic.json").read_text())
-    lines += [row(half, s) for half, s in found["halves"].items() if s["sick"]]
-    lines += [NOTE, "## Misses", ""]
-    for run in found["runs"]:
-        kinds = ", ".join(run["kinds"]) or "none"
-        if (run["sick"] or kinds != "none") and run["sick"] not in run["kinds"]:
-            lines.append(f"- {run['name']} ({run['half']}): {run['sick'] or 'healthy'}; alarms: {kinds}")
+    lines = [
+        HEAD,
+        "| part | sick | healthy | sensitivity | false alarms | kind | cause | layer | began | told |",
+        "|---" * 10 + "|",
+        *(row(half, s) for half, s in found["halves"].items() if s["sick"]),
+    ]
+    runs, missing = found["runs"], found["not_run"]
+    by_seed = {
+        seed: sum(run["name"].endswith(f".{seed}") for run in runs) for seed in found["config"]["seeds"]
+    }
+    seeds = ", ".join(f"{count} of seed {seed}" for seed, count in by_seed.items())
+    lines += [
+        "",
+        f"{len(runs)} runs are counted ({seeds}). Not counted, as their truth does not hold: "
+        f"{listed(found['not_counted'])}. {len(missing)} were not run.",
+        NOTE,
+        "## By kind",
+        "",
+        "Area under the ROC of a kind's runs against the healthy ones, over the strength of its findings.",
+        "",
+        "| kind | runs | right | area |",
+        "|---|---|---|---|",
+    ]
+    for kind, curve in found["roc"].items():
+        own = [run for run in runs if run["sick"] == kind]
+        right = sum(kind in run["kinds"] and len(run["kinds"]) <= 3 for run in own)
+        area = "-" if curve is None else f"{curve['area']:.2f}"
+        lines.append(f"| {kind} | {len(own)} | {right} | {area} |")
+    lines += ["", "## Misses, and alarms of a kind that is not true", ""]
+    for run in runs:
+        false = [kind for kind in run["kinds"] if kind != run["sick"] and kind not in run["also"]]
+        if false or (run["sick"] and run["sick"] not in run["kinds"]):
+            truth = run["sick"] or "healthy"
+            lines.append(f"- {run['name']} ({run['half']}): {truth}; alarms: {listed(run['kinds'])}")
+    if missing:
+        lines += ["", "## Not run", ""]
+    for seed, count in by_seed.items():
+        absent = [name for name in missing if name.endswith(f".{seed}")]
+        if absent:
+            names = listed(absent) if len(absent) < count else f"all but the {count} that are counted"
+            lines.append(f"- Seed {seed}, {len(absent)}: {names}.")
     return "\n".join(lines) + "\n"
 
 

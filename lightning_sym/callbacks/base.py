@@ -167,6 +167,10 @@ class Monitor(Callback):
             return []
         return choose_layers(module, self.layers, max_layers=self.max_layers)[0]
 
+    def fit_rows(self, start: int = 0) -> list[dict[str, float]]:
+        """Return the rows of this fit, from a place in the history on."""
+        return [row for row in self.history[start:] if row.get("fit") == self.fit]
+
     def settings(self) -> dict[str, Any]:
         """Return what tells its state in a checkpoint from that of another monitor of its kind."""
         return {"layers": self.layers}

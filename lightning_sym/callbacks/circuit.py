@@ -215,7 +215,7 @@ class CircuitMonitor(Monitor):
             from lightning_sym.plots.circuit import alignment_over_time  # light: matplotlib only when drawn
 
             def picture() -> Any:
-                rows = [row for row in self.history if row["fit"] == self.fit]
+                rows = self.fit_rows()
                 return alignment_over_time(rows, quantity=self.prefix)
 
             yield Reading("", "alignment", picture)

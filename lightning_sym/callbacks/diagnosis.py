@@ -104,17 +104,15 @@ class Diagnosis(Monitor):
 
     def _take(self, monitor: Any) -> None:
         """Add to the course what a monitor has read since; of this fit alone."""
-        history = monitor.history
-        for row in history[self._taken.get(id(monitor), 0) :]:
-            if row.get("fit") == monitor.fit:
-                for key, value in row.items():
-                    if key not in ("step", "fit"):
-                        self._course.add(key, int(row["step"]), value)
-        self._taken[id(monitor)] = len(history)
+        for row in monitor.fit_rows(self._taken.get(id(monitor), 0)):
+            for key, value in row.items():
+                if key not in ("step", "fit"):
+                    self._course.add(key, int(row["step"]), value)
+        self._taken[id(monitor)] = len(monitor.history)
 
     def _rows(self) -> list[dict[str, float]]:
         """Return the rows of this fit."""
-        return [row for each in self._others for row in each.history if row.get("fit") == each.fit]
+        return [row for each in self._others for row in each.fit_rows()]
 
     @override
     def end_run(self) -> None:

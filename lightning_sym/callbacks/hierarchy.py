@@ -383,8 +383,7 @@ class HierarchyMonitor(Monitor):
         """Return the run so far, a matplotlib figure: loss, broken units and events."""
         from lightning_sym.plots.hierarchy import course
 
-        rows = [row for row in self.history if row["fit"] == self.fit]
-        return course(rows, events=self.events, quantity=self.prefix)
+        return course(self.fit_rows(), events=self.events, quantity=self.prefix)
 
     # Another network.
 

@@ -102,7 +102,6 @@ class SignalMonitor(Monitor):
     def end_run(self) -> None:
         self._look: FunctionWatch | None = None
         self._before: dict[str, int] = {}
-        self._bits: dict[str, int] = {}
         self._gradients: dict[str, float] = {}
         for handle in getattr(self, "_handles", ()):
             handle.remove()
@@ -206,11 +205,12 @@ class SignalMonitor(Monitor):
         """Return whether training moves layers: those that are watched, and those that ran and stayed."""
         owned = {id(p) for optimizer in seen.run.optimizers for p in _owned(optimizer)}
         found: dict[str, dict[str, float]] = {}
+        last: dict[str, int] = seen.state.setdefault("bits", {})
         for name, parts in parameter_groups(seen.run.module).items():
             bits, before = fingerprint(parts), self._before.get(name)
             # Two optimizers may step in turn: that a layer rested in this step alone means nothing.
-            moved = bits != before or bits != self._bits.get(name, bits)
-            self._bits[name] = bits
+            moved = bits != before or bits != last.get(name, bits)
+            last[name] = bits
             trained = any(p.requires_grad for p in parts)
             if name not in watched and (moved or name not in ran):
                 continue

@@ -25,7 +25,7 @@ ENTAILS: dict[str, set[str]] = {
     "equal_units": {"dead_units", *_SILENT} - {"frozen", "attention_collapse"},
     "dead_units": {"equal_units", *_SILENT},
     "attention_collapse": {"rank_collapse", "vanishing_gradients", "frozen"},
-    "posterior_collapse": {"rank_collapse", "weights_vanish", "equal_units", "plasticity_loss"},
+    "posterior_collapse": {"dead_units", "rank_collapse", "weights_vanish", "equal_units", "plasticity_loss"},
     "mode_collapse": {"rank_collapse", "dead_units", "divergence", "plasticity_loss"},
     "embedding_collapse_complete": {"embedding_collapse_dimensional", "weights_vanish", *_SILENT},
     "embedding_collapse_dimensional": {"rank_collapse", "equal_units"},
@@ -106,6 +106,8 @@ def _primary(found: list[Finding], course: Course) -> list[Finding]:
     for finding in _by_depth(found, course):
         by = explained.get(finding.kind)
         late = diverged is not None and finding.step > course.steps[0]
+        if by == "posterior_collapse" and finding.kind == "dead_units" and finding.step <= course.steps[0]:
+            by = None  # then it is the other way round
         if finding.kind == "frozen" and course.get("weight_norm", finding.layer).zero:
             by = None  # a weight that is zero keeps itself and others from moving
         if by is None and late and finding.kind != "divergence":

@@ -20,6 +20,7 @@ from lightning_sym.diagnosis.mirrors import Mirrors, with_cause
 from lightning_sym.diagnosis.weight_facts import WeightFacts, weight_facts
 from lightning_sym.observe.layers import Layer, watchable_layers
 from lightning_sym.symmetry import Graph, Symmetries
+from lightning_sym.symmetry.symmetry import named_tensors
 
 _GAINS = (_BatchNorm, nn.LayerNorm, nn.GroupNorm)
 #: Most parameters of a network whose symmetries are searched for unasked: a trial is two float64 passes.
@@ -131,10 +132,7 @@ class _Inspection:
             self.example = tuple(example) if isinstance(example, tuple | list) else (example,)
         self.graph: Graph | None = None
         self.asked = False
-        self.tensors = {
-            clean_name(name): tensor
-            for name, tensor in [*module.named_buffers(), *module.named_parameters(remove_duplicate=False)]
-        }
+        self.tensors = named_tensors(module)
         try:
             self._look(symmetries, search)
         finally:

@@ -19,7 +19,7 @@ from lightning_sym.symmetry._trace import Captured, trace
 from lightning_sym.symmetry._trial import Trial
 from lightning_sym.symmetry.kinds import KINDS
 from lightning_sym.symmetry.rules import write_equations
-from lightning_sym.symmetry.symmetry import Action, Symmetry, named_tensors
+from lightning_sym.symmetry.symmetry import Action, Symmetry, named_tensors, uncompiled
 
 TOLERANCE = 1e-8
 _ORDER = [kind.kind for kind in KINDS]
@@ -103,7 +103,7 @@ def find_symmetries(
     example = Example.in_double(example_inputs, example_kwargs or {})
     # Targets of a loss are where the user's examples are.
     home = next((t.device for t in tensors_of((example_inputs, example_kwargs))), torch.device("cpu"))
-    copied = Copied(getattr(module, "_orig_mod", module))
+    copied = Copied(uncompiled(module))
     try:
         with unnoticed(seed):
             try:

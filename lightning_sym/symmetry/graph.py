@@ -15,6 +15,7 @@ from lightning_sym.symmetry._copies import Copied, unnoticed
 from lightning_sym.symmetry._example import Example, tensors_of
 from lightning_sym.symmetry._trace import Captured, Ref, Step, trace
 from lightning_sym.symmetry.rules.registry import argument, operation
+from lightning_sym.symmetry.symmetry import uncompiled
 
 #: Operations that move entries about and change none.
 _SHAPES = {"view", "_unsafe_view", "reshape", "t", "transpose", "permute", "alias", "detach", "clone"}
@@ -72,7 +73,7 @@ class Graph:
     ) -> None:
         self._seed = seed
         self._example = Example.in_double(example_inputs, example_kwargs or {})
-        self._copied = Copied(getattr(module, "_orig_mod", module))
+        self._copied = Copied(uncompiled(module))
         try:
             with unnoticed(seed):
                 self._trace = trace(self._copied, self._example)

@@ -19,7 +19,7 @@ from lightning_sym.symmetry._gauge import Tensors, approach, balance, distance
 from lightning_sym.symmetry._precision import InDouble
 from lightning_sym.symmetry.find import find_symmetries
 from lightning_sym.symmetry.kinds import Rescaling
-from lightning_sym.symmetry.symmetry import Symmetry, named_tensors
+from lightning_sym.symmetry.symmetry import Symmetry, named_tensors, uncompiled
 
 MATCHED = ("permutation", "signflip", "rescaling")
 TOLERANCE = 1e-6
@@ -127,7 +127,7 @@ def match(
         if missing := [action.name for action in symmetry.actions if action.name not in names]:
             raise ValueError(f"symmetries must be of model_a, got {symmetry!r}: there is no {missing[0]!r}")
     example = Example.in_double(example_inputs, example_kwargs or {})
-    copies = Copied(_inner(model_a)), Copied(_inner(model_b))
+    copies = Copied(uncompiled(model_a)), Copied(uncompiled(model_b))
     try:
         with unnoticed(seed), torch.no_grad(), InDouble():
             search = _Search(*copies, example, chosen)
@@ -229,10 +229,6 @@ class _Search:
         )
         size = max((float(a.abs().max()) for a in outputs[0] if a.numel()), default=0)
         return largest / size if largest else 0.0
-
-
-def _inner(module: nn.Module) -> nn.Module:
-    return getattr(module, "_orig_mod", module)
 
 
 def _clones(tensors: Tensors) -> Tensors:

@@ -24,6 +24,11 @@ from torch import Tensor, nn
 from lightning_sym._names import clean_name
 
 
+def uncompiled(module: nn.Module) -> nn.Module:
+    """Return the module inside of what ``torch.compile`` returns; any other as it is."""
+    return getattr(module, "_orig_mod", module)
+
+
 def named_tensors(module: nn.Module) -> dict[str, Tensor]:
     """Return a module's parameters and buffers under their clean names, tied ones under each name."""
     tensors: dict[str, Tensor] = {}

@@ -87,11 +87,11 @@ def test_findings_are_those_of_the_histories_and_told_once(caplog):
         fit([watched], logger=board)
     diagnosis = watched[-1]
     assert isinstance(diagnosis, Diagnosis)
-    assert [row["findings/alarms"] for row in diagnosis.history] == [0, 0, 1, 1, 1, 1, 1]
+    assert [row["findings/alarms"] for row in diagnosis.history] == [0, 1, 1, 1, 1, 1, 1]
     assert diagnosis.findings == diagnose_run([m.history for m in watched[:-1]])
     assert (diagnosis.findings[0].kind, diagnosis.findings[0].step) == ("dead_units", 1)
     texts = [(key, step) for key, value, step in board.texts if "dead_units" in value]
-    assert texts == [("findings/text", 3)]  # the batch of the third reading
+    assert texts == [("findings/text", 1)]  # the batch of the second reading
     assert {key for key, _, _ in board.figures} == {"findings/overview"}
     told = [record.getMessage() for record in caplog.records if "dead_units" in record.getMessage()]
     assert len(told) == 2  # when it was found, and in the summary
@@ -113,7 +113,7 @@ def test_a_healthy_fit_has_no_finding(caplog):
     assert any("no finding" in record.getMessage() for record in caplog.records)
 
 
-@pytest.mark.parametrize(("stop_on", "steps"), [(["dead_units"], 4), (["divergence"], 12), ([], 12)])
+@pytest.mark.parametrize(("stop_on", "steps"), [(["dead_units"], 2), (["divergence"], 12), ([], 12)])
 def test_stop_on_ends_the_fit(stop_on, steps):
     trainer = fit(
         [
@@ -137,7 +137,7 @@ def test_a_plain_loop_is_asked_to_stop():
             optimizer.step()
             if watching.stop:
                 break
-    assert watched[0].history[-1]["step"] == 4
+    assert watched[0].history[-1]["step"] == 2
     assert [f.kind for f in watched[-1].findings if f.level == "alarm"] == ["dead_units"]
 
 

@@ -163,10 +163,6 @@ HEALTHY = {
 ALSO_SICK = {
     "dead units of a layer that is not watched": ("dead_units", {"a__dead": 1.0, "b__dead": 0.4}),
     "a layer that dies at once": ("dead_units", {"a__dead_units": [0.2] * 9 + [1.0] * 2}),
-    "zero weights for good": (
-        "equal_units",
-        {**WIDE, "a__distinct_units": 0.02, "a__zero_units": 1.0, "a__moved": 0.0, "b__moved": 1.0},
-    ),
     "a loss that doubles": ("divergence", {"loss": [1.0, 1.0, *[2.2] * 9]}),
     "a loss ten times as high, twice": ("divergence", {"loss": [1.0] * 9 + [11.0] * 2}),
     "a loss that comes back at once": ("divergence", {"loss": [1.0, 0.5, *[0.2] * 6, 0.95, 1.0, 1.0]}),
@@ -243,6 +239,12 @@ ALSO_SICK = {
 def test_other_ways_to_be_sick_are_named_and_nothing_else(name):
     kind, readings = ALSO_SICK[name]
     assert kinds(rows(**readings)) == [kind]
+
+
+def test_zero_weights_for_good_are_equal_and_frozen():
+    zero = {**WIDE, "a__distinct_units": 0.02, "a__zero_units": 1.0, "a__moved": 0.0, "b__moved": 1.0}
+    assert set(kinds(rows(**zero, a__weight_gradient=0.0))) == {"equal_units", "frozen"}
+    assert kinds(rows(**{**zero, "a__moved": [0.0, *[1.0] * 10]})) == []  # a branch that began at zero
 
 
 def test_lost_rank_explains_flat_attention_behind_it():

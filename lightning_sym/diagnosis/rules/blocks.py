@@ -34,9 +34,8 @@ def dead_block(course: Course) -> Iterator[Finding]:
             found[layer],
             value,
             ADDED,
-            f"The block that ends in {layer}{others(list(found))} is dead: what it adds is the "
-            "same for every "
-            "sample.",
+            f"The block that ends in {layer}{others(list(found))} is dead: of the two tensors that "
+            "are added there one is the same for every sample.",
             began(course, found[layer]),
             "Look at the block's gain, biases and activations; a block that gets no gradient does not come "
             "back by itself.",

@@ -55,7 +55,9 @@ def embedding_collapse_complete(course: Course) -> Iterator[Finding]:
             step,
             value,
             limit,
-            f"The embedding has collapsed to a point: its variance is {value:.1e} {of}.",
+            f"The embedding crowds around one direction: {value:.0%} of its mean square is variance."
+            if limit == LITTLE
+            else f"The embedding has collapsed to a point: its variance is {value:.1e} {of}.",
             "the objective: nothing in it keeps embeddings of different samples apart",
             "Give the variance (or the negatives) more weight.",
         )

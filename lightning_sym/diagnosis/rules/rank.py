@@ -50,7 +50,11 @@ def rank_collapse(course: Course) -> Iterator[Finding]:
         if len(found) < LEAST:
             return
     layer = next(iter(found))
-    value, early = course.get(what, layer).last, found[layer] <= course.steps[0]
+    value = course.get(what, layer).last
+    starts = {name: course.get("directions", name).values[:1] for name in hidden}
+    lost = min((v for name in found for v in starts[name]), default=0.0)
+    most = max((v for values in starts.values() for v in values), default=0.0)
+    early = found[layer] <= course.steps[0] or lost < most / 4
     where = f"The output of {layer}{others(list(found))}"
     yield Finding(
         "rank_collapse",
