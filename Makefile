@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: bench demo test lint types docs clean
+.PHONY: bench demo test lint types docs package lowest clean
 
 $(READY): pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "lightning_sym needs Python >= 3.11")'
@@ -36,6 +36,12 @@ docs: $(READY)  ## build the site into docs/_build; warnings are errors
 	$(BIN)/python docs/_ext/keys.py
 	$(BIN)/python docs/_ext/verdicts.py
 	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build
+
+package: $(READY)  ## build wheel and sdist, and use the wheel where no extra is installed
+	$(BIN)/python .ci/package.py
+
+lowest:  ## try the lowest versions that are allowed (downloads them)
+	$(PYTHON) -m benchmarks.lowest
 
 clean:
 	rm -rf $(VENV) runs lightning_logs docs/_build

@@ -21,7 +21,7 @@ extensions = [
     "sphinx.ext.mathjax",
     "myst_parser",
 ]
-exclude_patterns = ["_build", "_ext", "results"]
+exclude_patterns = ["_build", "_ext", "results", "papers/_verdicts"]
 myst_enable_extensions = ["colon_fence", "dollarmath"]
 myst_heading_anchors = 3
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,7 @@ from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy
 
 from lightning_sym.callbacks import Monitor
-from lightning_sym.plots.readings import summary
-from lightning_sym.plots.words import in_words
+from lightning_sym.plots import in_words, overview, summary
 
 #: What the picture shows of all that is read.
 PICTURED = [
@@ -67,15 +67,25 @@ def parser(name: str, about: str) -> argparse.ArgumentParser:
     return made
 
 
-def finish(watch: list[Monitor], *, out: Path, name: str, metrics: dict[str, Any]) -> None:
-    """Draw the summary, say what was seen, and tell where to look further."""
+def finish(
+    watch: Sequence[Monitor], *, out: Path, name: str, metrics: dict[str, Any], word: str = ""
+) -> None:
+    """Draw the overview and the summary, and say what was seen."""
     history = [row for monitor in watch for row in monitor.history]
     out.mkdir(parents=True, exist_ok=True)
     picture = out / f"{name}.png"
     summary(history, keys=PICTURED).savefig(picture, dpi=110)
-    print("\nWhat the monitors saw")
+    glance = out / f"{name}_overview.png"
+    overview(history).savefig(glance, dpi=110)
+    print(f"\nWhat the monitors saw{f' of the {word} run' if word else ''}")
     for sentence in in_words(history):
         print(f"  {sentence}")
     if "accuracy" in metrics:
         print(f"  Validation accuracy at the end: {float(metrics['accuracy']):.3f}.")
-    print(f"\nPicture: {picture}\nMore:    tensorboard --logdir {out}")
+    print(f"  Overview: {glance}\n  Readings: {picture}\n")
+
+
+def tell_where(out: Path) -> None:
+    """Tell where to look further."""
+    print(f"All on one page:  lightning-sym report {out} --out {out / 'report.html'}")
+    print(f"In TensorBoard:   tensorboard --logdir {out}   (tab Custom Scalars: the overview first)")

@@ -232,7 +232,7 @@ def main() -> None:
     parser.add_argument(
         "--data", type=Path, default=None, help="a torchvision root with MNIST; default: digits"
     )
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--width", type=int, default=1000)
     parser.add_argument("--steps", type=int, default=2500)
     parser.add_argument("--pace", type=float, default=0.01)

@@ -40,6 +40,8 @@ def exported(path: Path) -> nn.Module:
     with safe_open(path, "pt") as file:
         told = file.metadata()
     model = timm.create_model(told["timm_name"], **json.loads(told["timm_args"]))
+    for name, (kind, options) in json.loads(told.get("timm_parts", "{}")).items():
+        model.set_submodule(name, getattr(nn, kind)(**options))  # the stem for small images
     model.load_state_dict(load_file(path))
     return model
 

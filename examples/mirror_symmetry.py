@@ -195,6 +195,7 @@ def draw(cells: dict[str, Any], noise: dict[str, Any], options: Any) -> Any:
                 [cell["high"] - cell["median"] for _, cell in shown],
             ],
             marker="o",
+            linestyle="-" if name == "plain" else "--",  # one lies on the other
             capsize=2,
             label=name,
         )

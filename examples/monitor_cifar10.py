@@ -5,7 +5,7 @@ from __future__ import annotations
 import timm
 import torch
 from _data import Images, add_data_arguments, load_images
-from _monitoring import Classifier, finish, parser
+from _monitoring import Classifier, finish, parser, tell_where
 from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor, nn
@@ -68,6 +68,7 @@ def main() -> None:
         DataLoader(FlippedImages(test, flip=False), batch_size=batch),
     )
     finish(watch, out=options.out, name="monitor_cifar10", metrics=trainer.callback_metrics)
+    tell_where(options.out)
 
 
 if __name__ == "__main__":

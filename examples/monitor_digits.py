@@ -1,10 +1,10 @@
-"""Watch a small network learn real digits: the shortest way to see what the monitors show."""
+"""Watch a small network learn real digits, and a twin whose learning rate kills it: what monitors show."""
 
 from __future__ import annotations
 
 import numpy as np
 import torch
-from _monitoring import Classifier, finish, parser
+from _monitoring import Classifier, finish, parser, tell_where
 from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.loggers import TensorBoardLogger
 from sklearn.datasets import load_digits
@@ -15,14 +15,15 @@ from lightning_sym.callbacks import monitors
 from lightning_sym.engine.schedule import LogSpaced
 
 
-def network() -> nn.Module:
+def network(*, normalised: bool = True) -> nn.Module:
     """Return a small convolutional network for 8 x 8 images."""
+    norm = nn.BatchNorm2d if normalised else nn.Identity
     return nn.Sequential(
         nn.Conv2d(1, 32, 3, padding=1),
-        nn.BatchNorm2d(32),
+        norm(32),
         nn.ReLU(inplace=True),
         nn.Conv2d(32, 32, 3, stride=2, padding=1),
-        nn.BatchNorm2d(32),
+        norm(32),
         nn.ReLU(inplace=True),
         nn.Flatten(),
         nn.Linear(32 * 16, 64),
@@ -43,21 +44,27 @@ def loaders() -> tuple[DataLoader, DataLoader]:
 
 
 def main() -> None:
-    """Train, and say what was seen."""
+    """Train both, and say what was seen."""
     arguments = parser("monitor_digits", __doc__ or "").parse_args()
-    seed_everything(arguments.seed)
     train, test = loaders()
-    watch = monitors("standard", every_n_steps=LogSpaced(8), targets=1)
-    trainer = Trainer(
-        max_epochs=15 if arguments.epochs is None else arguments.epochs,
-        accelerator=arguments.accelerator,
-        callbacks=[*watch],  # a copy: the Trainer adds its own to the list
-        logger=TensorBoardLogger(arguments.out, name=None),
-        log_every_n_steps=5,
-        enable_checkpointing=False,
-    )
-    trainer.fit(Classifier(network(), classes=10, lr=2e-3, weight_decay=0.05), train, test)
-    finish(watch, out=arguments.out, name="monitor_digits", metrics=trainer.callback_metrics)
+    for word, normalised, lr in (("sick", False, 0.1), ("healthy", True, 2e-3)):
+        seed_everything(arguments.seed)
+        watch = monitors("standard", every_n_steps=LogSpaced(8), targets=1)
+        trainer = Trainer(
+            max_epochs=15 if arguments.epochs is None else arguments.epochs,
+            accelerator=arguments.accelerator,
+            callbacks=watch,
+            logger=TensorBoardLogger(arguments.out, name=word),
+            log_every_n_steps=5,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+        net = network(normalised=normalised)
+        trainer.fit(Classifier(net, classes=10, lr=lr, weight_decay=0.05), train, test)
+        name = f"monitor_digits_{word}" if word == "sick" else "monitor_digits"
+        finish(watch, out=arguments.out, name=name, metrics=trainer.callback_metrics, word=word)
+    tell_where(arguments.out)
 
 
 if __name__ == "__main__":

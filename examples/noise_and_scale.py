@@ -146,19 +146,20 @@ def draw(norms: dict[str, Any], sharpness: dict[str, Any]) -> Any:
     """Draw norms and traces over time, first seed."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(9, 3.5), layout="constrained")
+    figure = Figure(figsize=(11, 3.5), layout="constrained")
     left, right = figure.subplots(1, 2)
-    for name, cell in norms.items():
+    for name, cell in norms.items():  # net B's lie on net A's
         steps, values = zip(*cell["course"], strict=True)
-        left.plot(steps, [value / values[0] for value in values], label=name)
+        style = "--" if name.startswith("net B") else "-"
+        left.plot(steps, [value / values[0] for value in values], style, label=name)
     for name, cell in sharpness.items():
         steps, values = zip(*cell["course"], strict=True)
         right.plot(steps, values, "--" if "GD" in name.split(", ") else "-", label=name)
     left.set(xscale="log", yscale="log", xlabel="step", title="squared norm over that of step 1")
     right.set(xscale="log", xlabel="step", title="trace of the Hessian over SGD's equilibrium")
     right.axhline(1, color="0.6", linewidth=0.8)
-    for axis in (left, right):
-        axis.legend(fontsize=6)
+    left.legend(fontsize=6)
+    right.legend(fontsize=6, loc="center left", bbox_to_anchor=(1.0, 0.5))
     return figure
 
 

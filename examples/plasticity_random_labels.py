@@ -7,10 +7,13 @@ towards zero, at several strengths; towards a frozen random point (syre, Ziyin e
 tuned over the same strengths, and compared at its own best. Rank is the effective rank of the last hidden
 layer's activations, dormant the share of units that hardly ever answer.
 
-Inputs are the leading principal components of the images, which keeps the network small; no biases.
+Inputs are the leading principal components of the images, which keeps the network small; no biases. With
+``--convolutional`` two convolutions see the images themselves, MNIST's at half their side.
 
     python examples/plasticity_random_labels.py                # scikit-learn's digits
     python examples/plasticity_random_labels.py --data MNIST
+    python examples/plasticity_random_labels.py --data MNIST --convolutional --images-used 300 --tasks 8 \
+        --steps 300 --sigmas 1 --late 3
 
 Shape letters: K networks, N images, D inputs.
 """
@@ -18,13 +21,14 @@ Shape letters: K networks, N images, D inputs.
 from __future__ import annotations
 
 import argparse
+import math
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
 from _report import save, spread, table
-from _stacked import Stack
+from _stacked import ConvolutionStack, Stack
 from self_assembly import tensors
 from torch import Tensor
 from torch.nn import functional as F
@@ -70,27 +74,43 @@ def arms(options: Any) -> list[dict[str, Any]]:
 
 
 def inputs(options: Any) -> tuple[Tensor, str]:
-    """Return the images' leading principal components ``[N, D]``, of unit variance on average."""
+    """Return the images' leading principal components ``[N, D]``, of unit variance on average.
+
+    For convolutions the images themselves, of half the side where that is above 8.
+    """
     (x, _), _, name = tensors(options)
     index = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))[: options.images_used]
+    if options.convolutional:
+        side = math.isqrt(x.shape[1])
+        images = x[index].reshape(-1, 1, side, side)
+        x = (F.avg_pool2d(images, 2) if side > 8 else images).flatten(1)
+        return (x - x.mean()) / x.std(), name
     x = x[index] - x[index].mean(dim=0)
     u, s, _ = torch.linalg.svd(x, full_matrices=False)
     x = (u * s)[:, : options.components]
     return x / x.square().mean().sqrt(), name
 
 
+def networks(inputs: int, *, seeds: list[int], options: Any) -> Stack:
+    """Return networks of the seeds: two hidden layers, or two convolutions and a hidden layer."""
+    if options.convolutional:
+        return ConvolutionStack(
+            math.isqrt(inputs), (8, 16), hidden=options.hidden, outputs=10, seeds=seeds, gain=2**0.5
+        )
+    return Stack([inputs, options.hidden, options.hidden, 10], seeds=seeds, gain=2**0.5)
+
+
 def stream(x_ND: Tensor, options: Any) -> list[dict[str, Any]]:
     """Run the stream for all arms and seeds side by side."""
     chosen = [each | {"seed": seed} for seed in range(options.seeds) for each in arms(options)]
-    widths = [x_ND.shape[1], options.hidden, options.hidden, 10]
-    stack = Stack(widths, seeds=[each["seed"] for each in chosen], gain=2**0.5)
+    stack = networks(x_ND.shape[1], seeds=[each["seed"] for each in chosen], options=options)
     sigma = torch.tensor([each["sigma"] for each in chosen]).view(-1, 1, 1)
     start = torch.tensor([each["arm"] == "towards the start" for each in chosen]).view(-1, 1, 1)
     points = [
         torch.where(start, weight.detach(), sigma * other.detach())
         for weight, other in zip(
             stack.weights,
-            Stack(widths, seeds=[5000 + e["seed"] for e in chosen], gain=2**0.5).weights,
+            networks(x_ND.shape[1], seeds=[5000 + e["seed"] for e in chosen], options=options).weights,
             strict=True,
         )
     ]
@@ -200,6 +220,9 @@ def main() -> None:
     parser.add_argument("--decays", type=float, nargs="+", default=[1e-3, 3e-3, 1e-2])
     parser.add_argument("--sigmas", type=float, nargs="+", default=[0.3, 1.0])
     parser.add_argument("--late", type=int, default=5, help="last tasks that are averaged over")
+    parser.add_argument(
+        "--convolutional", action="store_true", help="two convolutions before the last layers"
+    )
     parser.add_argument("--smoke", action="store_true", help="seconds: few short tasks, two seeds")
     options = parser.parse_args()
     if options.smoke:
@@ -219,7 +242,8 @@ def main() -> None:
         print(kind, row["cell"], [round(points, 1) for points in row["points_over_decay"]])
     config = {k: v for k, v in vars(options).items() if k not in ("out", "data")} | {"images": name}
     result = {"config": config, "cpu_seconds": time.process_time() - began, "best": chosen, "cells": cells}
-    save(options.out, f"plasticity_random_labels_{name}", result, draw(cells, chosen))
+    kind = "plasticity_convolutional" if options.convolutional else "plasticity_random_labels"
+    save(options.out, f"{kind}_{name}", result, draw(cells, chosen))
 
 
 if __name__ == "__main__":

@@ -178,7 +178,7 @@ def main() -> None:
     parser.add_argument(
         "--data", type=Path, default=None, help="a torchvision root with MNIST; default: digits"
     )
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--view", type=int, default=32, help="numbers that each network sees of an image")
     parser.add_argument("--width", type=int, default=128)
     parser.add_argument("--depth", type=int, default=6)

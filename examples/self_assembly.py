@@ -365,7 +365,7 @@ def main() -> None:
     )
     parser.add_argument("--epochs", type=int, default=None, help="default: 15, or 3 with --data")
     parser.add_argument("--batch", type=int, default=None, help="default: 32, or 64 with --data")
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--readings", type=int, default=8, help="of the monitor, per factor of ten in steps")
     parser.add_argument(
         "--search", action="store_true", help="try settings instead; writes self_assembly_search_*"

@@ -92,7 +92,7 @@ def main() -> None:
     """Simulate, print the tables, write JSON and picture."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/stationary_density"))
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--chains", type=int, default=1000)
     parser.add_argument("--steps", type=int, default=20_000)
     parser.add_argument("--sgd-steps", type=int, default=4000)

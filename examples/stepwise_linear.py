@@ -150,7 +150,7 @@ def main() -> None:
     parser.add_argument(
         "--beyond", type=float, default=1.3, help="train so many times the last learning time"
     )
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     args = parser.parse_args()
     if args.smoke:
         args.samples, args.crop, args.modes, args.seeds = 200, 12, 3, args.seeds[:1]

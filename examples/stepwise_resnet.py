@@ -157,7 +157,7 @@ def main() -> None:
     parser.add_argument(
         "--lr", type=float, nargs=4, default=[3e-3, 3e-3, 3e-3, 3e-2], help=f"of {', '.join(LOSSES)}"
     )
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     args = parser.parse_args()
     if args.smoke:
         args.backbone, args.images, args.samples, args.steps = "test_resnet", 256, 64, 20

@@ -122,7 +122,7 @@ def main() -> None:
     parser.add_argument(
         "--lr", type=float, nargs=4, default=[6e-4, 1e-3, 1e-3, 1e-3], help=f"of {', '.join(LOSSES)}"
     )
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     args = parser.parse_args()
     if args.smoke:
         args.samples, args.crop, args.components, args.modes, args.steps = 100, 12, 20, 3, 300

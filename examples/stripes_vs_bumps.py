@@ -110,7 +110,7 @@ def draw(runs: list[dict[str, Any]], counts: dict[str, dict[int, list[float]]], 
             for k, value in enumerate(values):
                 reached = math.isfinite(value)
                 right.plot(
-                    size + 0.25 * (k - 1),
+                    size + 0.25 * (k - (len(values) - 1) / 2),
                     value if reached else most * size * 1.25,
                     "o" if reached else "^",
                     color=colour,
@@ -185,7 +185,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--channels", type=int, default=16)
     parser.add_argument("--lr", type=float, default=3e-3)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     args = parser.parse_args()
     if args.smoke:
         args.sizes, args.per_side, args.steps, args.seeds = [10], [2.0, 4.0], 250, args.seeds[:1]

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -140,20 +139,24 @@ def accuracy(model: nn.Module, data: Data) -> float:
 def line(a: nn.Module, b: Any, train: Data, test: Data, *, points: int) -> dict[str, Any]:
     """Return barriers of the training and test loss, and the accuracies along the line."""
     along: list[float] = []
+    seen: list[float] = []
 
-    def prepare(model: nn.Module) -> None:
+    def loss(model: nn.Module) -> Tensor:
         refresh(model, train[0])
         along.append(accuracy(model, test))
+        seen.append(float(F.cross_entropy(model(train[0]), train[1])))
+        return F.cross_entropy(model(test[0]), test[1])
 
-    def loss(data: Data, model: nn.Module) -> Tensor:
-        return F.cross_entropy(model(data[0]), data[1])
-
-    found = {}
-    for name, data in (("train", train), ("test", test)):
-        along.clear()
-        barrier = loss_barrier(a, b, partial(loss, data), points=points, prepare=prepare)
-        found[name], found[f"{name}_line"] = barrier.height, barrier.losses.tolist()
-    return {**found, "half-way": along[points // 2], "ends": (along[0] + along[-1]) / 2}
+    found = loss_barrier(a, b, loss, points=points)
+    straight = torch.linspace(seen[0], seen[-1], points, dtype=torch.float64)
+    return {
+        "train": float((torch.tensor(seen, dtype=torch.float64) - straight).max().clamp_min(0)),
+        "train_line": seen,
+        "test": found.height,
+        "test_line": found.losses.tolist(),
+        "half-way": along[points // 2],
+        "ends": (along[0] + along[-1]) / 2,
+    }
 
 
 def compare(name: str, width: int, train: Data, test: Data, *, options: Any, seed: int) -> dict[str, Any]:
@@ -192,9 +195,9 @@ def main() -> None:
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
     parser.add_argument("--seeds", type=int, default=5, help="pairs of each network")
     parser.add_argument("--mlp", type=int, default=256, help="its width")
-    parser.add_argument("--resnet", type=int, default=48, help="its channels")
+    parser.add_argument("--resnet", type=int, default=32, help="its channels")
     parser.add_argument("--transformer", type=int, default=64, help="its width")
-    parser.add_argument("--epochs", type=int, default=40)
+    parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--points", type=int, default=11, help="on the line")
     parser.add_argument("--samples", type=int, default=256, help="whose activations are compared")
     parser.add_argument("--smoke", action="store_true", help="seconds: one pair of smaller networks each")

@@ -7,11 +7,17 @@ import importlib
 EXTRAS = {
     "PIL": "ssl",
     "datasets": "hub",
+    "jsonargparse": "cli",
     "matplotlib": "plots",
     "sklearn": "demo",
+    "tensorboard": "tensorboard",
     "timm": "ssl",
     "torchvision": "ssl",
 }
+
+
+class MissingExtraError(ModuleNotFoundError):
+    """An optional package is not installed; the message says which extra brings it."""
 
 
 def need(package: str, *, what: str) -> None:
@@ -22,7 +28,7 @@ def need(package: str, *, what: str) -> None:
         what: what needs it; the beginning of the error's sentence.
 
     Raises:
-        ModuleNotFoundError: if it is not installed, naming the extra that brings it. A package that is there
+        MissingExtraError: if it is not installed, naming the extra that brings it. A package that is there
             but fails to import raises its own error.
     """
     try:
@@ -30,7 +36,7 @@ def need(package: str, *, what: str) -> None:
     except ModuleNotFoundError as error:
         if error.name != package:
             raise
-        raise ModuleNotFoundError(
+        raise MissingExtraError(
             f"{what} needs {package}, which is not installed: pip install 'lightning-sym[{EXTRAS[package]}]'",
             name=package,
         ) from error

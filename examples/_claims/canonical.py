@@ -75,7 +75,36 @@ def together(ours: Numbers) -> str:
     return grades(fall and rise and middle(nc1[-1]) < 0.1 and middle(rga[-1]) > 0.9, fall and rise)
 
 
+def readings(stored: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the ResNet's cells in the order of epochs."""
+    (by_epoch,) = stored["results"].values()
+    return [by_epoch[epoch] for epoch in sorted(by_epoch, key=int)]
+
+
+def head(stored: dict[str, Any]) -> Numbers:
+    """Read the least of the six relations in both layers of a ResNet's head, first and last."""
+    cells = readings(stored)
+    first, last = cells[0], cells[-1]
+    return {
+        f"layer {k + 1}, {when}": cell["layers"][k]["least"]
+        for k in range(2)
+        for when, cell in (("first epoch", first), ("last", last))
+    } | {"test accuracy": last["test_accuracy"]}
+
+
+def beside(stored: dict[str, Any]) -> Numbers:
+    """Read NC1 and the least of the output's relations over epochs, and the feature ansatz below it."""
+    cells = readings(stored)
+    ends = (("first epoch", cells[0]), ("last", cells[-1]))
+    return (
+        {f"NC1, {when}": cell["train_nc1"] for when, cell in ends}
+        | {f"output, {when}": cell["layers"][1]["least"] for when, cell in ends}
+        | {f"ansatz, {when}": cell["layers"][0]["ansatz"] for when, cell in ends}
+    )
+
+
 CRH = "5 tanh layers of 64, noisy tanh teacher, lr 0.1, batch 100"
+RESNET = "quarter-width ResNet-18 on 10,000 images of CIFAR-10, 8 epochs, decay 2e-3, head of two layers"
 CANONICAL = [
     Claim(
         "2410.03006",
@@ -198,5 +227,33 @@ CANONICAL = [
         together,
         cause="collapse is far from complete after 8,000 steps; at a decay of 1e-2, where the data are not "
         "fitted any more, NC1 rises and the relations rise further",
+    ),
+    Claim(
+        "2410.03006",
+        "all six relations hold in the head of a ResNet-18, read on test images",
+        RESNET,
+        "all six above .7",
+        "canonical_resnet",
+        head,
+        lambda o: grades(
+            min(middle(o[f"layer {k}, last"]) for k in (1, 2)) > 0.7,
+            all(middle(o[f"layer {k}, last"]) > middle(o[f"layer {k}, first epoch"]) for k in (1, 2)),
+        ),
+        cause="not established",
+    ),
+    Claim(
+        "2410.03006",
+        "neural collapse and the feature ansatz go along with the relations, in the same networks",
+        f"{RESNET}: NC1 of the hidden layer, ansatz of the map to it",
+        "special cases",
+        "canonical_resnet",
+        beside,
+        lambda o: grades(
+            middle(o["NC1, last"]) < 0.1 and middle(o["ansatz, last"]) >= 0.9,
+            middle(o["NC1, last"]) < middle(o["NC1, first epoch"])
+            and middle(o["output, last"]) > middle(o["output, first epoch"])
+            and middle(o["ansatz, last"]) > middle(o["ansatz, first epoch"]),
+        ),
+        cause="not established",
     ),
 ]

@@ -90,6 +90,32 @@ def one_value(ours: Numbers) -> str:
     return grades(one and max(abs(value - 1) for value in sgd) < 0.1, one)
 
 
+def over_starts(network: str, key: str) -> Callable[[dict[str, Any]], Numbers]:
+    """Read a number of SGD's and gradient descent's ends at the three starts."""
+    return lambda s: {
+        f"{how} {start}": cell[key]
+        for how in ("SGD", "GD")
+        for start, cell in s["results"][f"{network}, {how}"].items()
+    }
+
+
+def of(ours: Numbers, how: str) -> list[dict[str, float]]:
+    """Return the cells of SGD or of gradient descent."""
+    return [cell for key, cell in ours.items() if key.startswith(how)]
+
+
+def apart(cells: list[dict[str, float]]) -> float:
+    """Return the largest median over the smallest."""
+    return max(map(middle, cells)) / min(map(middle, cells))
+
+
+def one_size(ours: Numbers) -> str:
+    """Judge whether SGD's sizes are the closed form's, and gradient descent's those of the starts."""
+    closed = max(abs(middle(cell) - 1) for cell in of(ours, "SGD")) < 0.1
+    kept = apart(of(ours, "GD")) > 2
+    return grades(closed and kept, apart(of(ours, "SGD")) < 0.5 * apart(of(ours, "GD")))
+
+
 NOISE = [
     Claim(
         "2402.07193",
@@ -170,5 +196,44 @@ NOISE = [
         one_value,
         cause="weights fluctuate about the point, which lengthens them; of twice as many hidden units those "
         "that are not needed keep a size for long. That warm-up matters is not seen at this rate",
+    ),
+    *(
+        Claim(
+            "2402.07193",
+            f"noise fixes the size of representations, whatever the start: {which}",
+            "three linear layers, uneven inputs and noise, three lopsided starts: trace over its closed form",
+            "normalised; gradient descent keeps the start's",
+            "representation_normalisation",
+            over_starts("linear", key),
+            one_size,
+            cause="not established",
+        )
+        for key, which in (("first", "first hidden layer"), ("second", "second hidden layer"))
+    ),
+    Claim(
+        "2402.07193",
+        "a middle layer of a deep linear network becomes isotropic",
+        "the same networks: largest singular value of the middle layer over the smallest",
+        "1",
+        "representation_normalisation",
+        over_starts("linear", "middle"),
+        lambda o: grades(
+            max(map(middle, of(o, "SGD"))) < 1.2 and min(map(middle, of(o, "GD"))) > 1.5,
+            max(map(middle, of(o, "SGD"))) < min(map(middle, of(o, "GD"))),
+        ),
+        cause="not established",
+    ),
+    Claim(
+        "2402.07193",
+        "both sides of the balance align in a two-layer tanh network under SGD",
+        "uneven inputs and noise, three lopsided starts: cosine; gradient descent beside",
+        "similar under SGD, different under gradient descent (pictures)",
+        "representation_normalisation",
+        over_starts("tanh", "cosine"),
+        lambda o: grades(
+            min(map(middle, of(o, "SGD"))) >= 0.95 and max(map(middle, of(o, "GD"))) <= 0.8,
+            min(c["low"] for c in of(o, "SGD")) > max(c["high"] for c in of(o, "GD")),
+        ),
+        cause="not established; theory is of linear networks, and the paper's pictures have no number",
     ),
 ]

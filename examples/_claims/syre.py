@@ -87,6 +87,17 @@ SYRE = [
         note="decay .01 was added to the grid when .003 had come out best for all; it is syre's best and the "
         "grid's edge, and plain decay has lost rank and units there",
     ),
+    Claim(
+        "2408.15495",
+        "the same, on a convolutional network",
+        "300 MNIST images at half their side, two convolutions, 8 tasks of 300 Adam steps, each decay at its "
+        "best",
+        "near full rank; vanilla collapses",
+        "plasticity_convolutional_mnist",
+        tuned,
+        wins,
+        cause="not established",
+    ),
 ]
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_sym.callbacks.base import Monitor
+from lightning_sym.engine.history import LAST_ROWS, Keep
 from lightning_sym.engine.schedule import Schedule
 from lightning_sym.functional.pah import PAHExponent, pah_phase, side_exponents
 from lightning_sym.functional.split_halves import split_side_alignments
@@ -66,6 +67,8 @@ class AlignmentMonitor(Monitor):
         exponents: log the PAH exponents.
         deferred: compute readings in a thread while training goes on, and publish them 4 steps later
             (:class:`~lightning_sym.callbacks.Monitor`).
+        keep: rows of :attr:`history` that a checkpoint holds, or a folder for it
+            (:class:`~lightning_sym.callbacks.base.Monitor`).
         name: first part of its keys instead of ``alignment``.
         strict: raise what goes wrong in here instead of warning once and going on.
 
@@ -86,6 +89,7 @@ class AlignmentMonitor(Monitor):
         null: bool = True,
         exponents: bool = False,
         deferred: bool = False,
+        keep: Keep = LAST_ROWS,
         name: str | None = None,
         strict: bool = False,
     ) -> None:
@@ -94,6 +98,7 @@ class AlignmentMonitor(Monitor):
             layers=layers,
             max_layers=max_layers,
             deferred=deferred,
+            keep=keep,
             name=name,
             strict=strict,
         )

@@ -17,6 +17,7 @@ from typing_extensions import override
 from lightning_sym.callbacks.base import Monitor, at_least
 from lightning_sym.callbacks.symmetries import symmetries_of
 from lightning_sym.engine.batch import Locator
+from lightning_sym.engine.history import LAST_ROWS, Keep
 from lightning_sym.engine.run import Run
 from lightning_sym.engine.schedule import Schedule
 from lightning_sym.observe import GradientNoise, Observation, Reading
@@ -63,7 +64,7 @@ class BalanceMonitor(Monitor):
         ``balance/<layer>/<kind>/imbalance``: norm of the charges over that of both sides' sum, in [0, 1];
             0: balanced weights; NaN if all are zero.
         ``balance/<layer>/<kind>/noise_ratio``: gradient noise of the incoming side over that of the
-            outgoing, at least 0; 1 where noise leaves the charge alone.
+            outgoing, at least 0; 1 where noise leaves the charge alone. Only where there is noise.
         ``balance/<layer>/<kind>/flow``: change of ``charge`` per optimizer step since the last reading (at
             the first, in the step just made). In float32 rounding moves charges, too, and gradients of
             half precision are not quite orthogonal to the symmetry.
@@ -107,6 +108,8 @@ class BalanceMonitor(Monitor):
         population: number of samples that batches are drawn from without replacement, where it is
             not large: noise is smaller by the factor 1 - S / population. ``None``: always fresh samples.
         details: log more of each symmetry, see above.
+        keep: rows of :attr:`history` that a checkpoint holds, or a folder for it
+            (:class:`~lightning_sym.callbacks.base.Monitor`).
         name: first part of its keys instead of ``balance``.
         strict: raise what goes wrong in here instead of warning once and going on.
 
@@ -132,11 +135,17 @@ class BalanceMonitor(Monitor):
         forward: str | Callable[..., Any] = "forward",
         population: int | None = None,
         details: bool = False,
+        keep: Keep = LAST_ROWS,
         name: str | None = None,
         strict: bool = False,
     ) -> None:
         super().__init__(
-            every_n_steps=every_n_steps, layers=layers, max_layers=max_layers, name=name, strict=strict
+            every_n_steps=every_n_steps,
+            layers=layers,
+            max_layers=max_layers,
+            keep=keep,
+            name=name,
+            strict=strict,
         )
         at_least("population", population, 2)
         self.inputs, self.forward = inputs, forward
@@ -230,7 +239,7 @@ class BalanceMonitor(Monitor):
         if noise is None:
             return values
         sides = [_total(_known(track.form(covariances, side))) for side in (incoming, outgoing)]
-        if not scale:
+        if not scale and any(sides):
             values["noise_ratio"] = _ratio(*sides)
         if self.details:
             values |= {"noise_in": sides[0]} if scale else {"noise_in": sides[0], "noise_out": sides[1]}

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any, ClassVar
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import nn
 from typing_extensions import override
 
+from lightning_sym.engine.history import LAST_ROWS, FileHistory, Keep, Row, packed, unpacked
 from lightning_sym.engine.lightning import attach
+from lightning_sym.engine.probe import Held
 from lightning_sym.engine.run import Run
 from lightning_sym.engine.schedule import EpochEnds, Schedule, as_schedule
 from lightning_sym.observe.layers import Layer, choose_layers
@@ -43,24 +47,32 @@ class Monitor(Callback):
             are the same numbers under the same step, but published 4 optimizer steps later or, if that comes
             first, before the next reading, validation, a checkpoint, the epoch's end and the fit's end.
             ``callback_metrics`` has them from then on. Of several ranks all must call ``state_dict``.
+        keep: how much of :attr:`history` a checkpoint holds. A number: its last rows, 8 bytes a reading; a
+            resumed run goes on with these, while a run that is not interrupted has all rows in memory.
+            ``None``: all rows, with which every checkpoint grows. Or a folder of this run: each row is
+            written to ``<folder>/<name>.jsonl`` when it is read, where a run that is resumed with the
+            same folder finds all of them; memory and checkpoints hold none. Samples of the user's data that
+            some monitors look at again and again are in no checkpoint, but in the folder if there is one.
         name: first part of its keys instead of ``quantity``; tells two monitors of one kind apart.
         strict: raise what goes wrong in here instead of warning once and going on.
 
     Attributes:
         history: one dict a reading: ``step`` (optimizer steps made), ``fit`` (which of the fits of this
             monitor, counted from 1) and every scalar by its key. ``pandas.DataFrame(monitor.history)``
-            is a table.
+            is a table. A list, or where ``keep`` is a folder a sequence that reads its file.
         state: what it keeps from reading to reading; stored in checkpoints, begun anew with a new run.
 
     Raises:
         ValueError: if an argument is out of its range; at fit start, if a glob matches no layer.
-        TypeError: if ``every_n_steps`` is no schedule.
+        TypeError: if ``every_n_steps`` is no schedule, or ``keep`` neither a number nor a folder.
     """
 
     quantity: ClassVar[str] = ""
     needs: tuple[Statistic, ...] = ()
     #: Whether it runs the module outside of its step, which needs parameters whole on every rank.
     runs_module: bool = False
+    #: Which of its readings do, if not all.
+    module_readings: str = ""
     #: Whether it reads what other monitors have read (``seen.others``): then it reads after them.
     reads_monitors: bool = False
     #: Whether :meth:`read` is of the observed layers alone (not of the module, the run, the state or other
@@ -88,6 +100,7 @@ class Monitor(Callback):
         layers: str | list[str] | None = None,
         max_layers: int = 12,
         deferred: bool = False,
+        keep: Keep = LAST_ROWS,
         name: str | None = None,
         strict: bool = False,
     ) -> None:
@@ -99,10 +112,17 @@ class Monitor(Callback):
         at_least("max_layers", max_layers, 1)
         if name is not None and (not isinstance(name, str) or not name or "/" in name):
             raise ValueError(f"name must be a word without '/', got {name!r}")
+        if isinstance(keep, bool) or not isinstance(keep, int | str | Path | None):
+            raise TypeError(f"keep must be a number of rows, a folder or None, got {keep!r}")
+        if isinstance(keep, int):
+            at_least("keep", keep, 0)
         self.layers = layers if layers is None or isinstance(layers, str) else list(layers)
-        self.max_layers, self.name, self.strict, self.deferred = max_layers, name, strict, deferred
-        self.history: list[dict[str, float]] = []
+        self.max_layers, self.keep, self.name, self.strict = max_layers, keep, name, strict
+        self.deferred = deferred
+        folder = keep if isinstance(keep, str | Path) else None
+        self.history: list[Row] | FileHistory = [] if folder is None else FileHistory(folder, self.prefix)
         self.state: dict[str, Any] = {}
+        self.held = Held(None if folder is None else Path(folder, f"{self.prefix}.samples.pt"))
         self.fit, self.last = 1, 0
 
     # -- what a subclass says -----------------------------------------------------------------
@@ -165,7 +185,7 @@ class Monitor(Callback):
         """Begin anew: no step of the run has been made."""
         if self.history:
             self.fit = int(self.history[-1]["fit"]) + 1
-        self.state, self.last = {}, 0
+        self.state, self.last, self.held.samples = {}, 0, None
 
     def end_run(self) -> None:
         """Let go of what belongs to the fit."""
@@ -193,7 +213,7 @@ class Monitor(Callback):
         self.settle()
         return {
             "identity": repr(self._identity()),
-            "history": [dict(row) for row in self.history],
+            "history": self._packed(),
             "state": copy.deepcopy(self.state),
             "fit": self.fit,
             "last": self.last,
@@ -201,9 +221,28 @@ class Monitor(Callback):
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.history = [dict(row) for row in state_dict["history"]]
+        self._unpack(state_dict["history"])
         self.state = copy.deepcopy(state_dict["state"])
         self.fit, self.last = int(state_dict["fit"]), int(state_dict["last"])
+
+    def _packed(self) -> dict[str, Any]:
+        if isinstance(self.history, FileHistory):
+            return {"rows": len(self.history)}
+        return packed(self.history, self.keep if isinstance(self.keep, int) else None)
+
+    def _unpack(self, state: dict[str, Any]) -> None:
+        """Go on from the rows that there were, as far as they are still there."""
+        found = unpacked(state) if "values" in state else []
+        if isinstance(self.history, FileHistory):
+            self.history.cut(int(state["rows"]))
+            if not len(self.history):
+                for row in found:
+                    self.history.append(row)
+        else:
+            self.history = found
+        if len(self.history) < state["rows"]:
+            kept, made = len(self.history), state["rows"]
+            rank_zero_info(f"{type(self).__name__}: {kept} of the {made} rows of its history were kept.")
 
     @override
     def on_load_checkpoint(

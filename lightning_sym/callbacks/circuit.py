@@ -13,6 +13,7 @@ from typing_extensions import override
 
 from lightning_sym._names import clean_name
 from lightning_sym.callbacks.base import Monitor, named
+from lightning_sym.engine.history import LAST_ROWS, Keep
 from lightning_sym.engine.ranks import Ranks
 from lightning_sym.engine.run import Run
 from lightning_sym.engine.schedule import EpochEnds, Schedule
@@ -84,6 +85,8 @@ class CircuitMonitor(Monitor):
         max_layers: how many layers to watch, evenly spread over depth, when ``layers`` is ``None``.
         ranks: also read effective ranks, a singular value decomposition a matrix.
         pictures: also log the picture.
+        keep: rows of :attr:`history` that a checkpoint holds, or a folder for it
+            (:class:`~lightning_sym.callbacks.base.Monitor`).
         name: first part of its keys instead of ``circuit``.
         strict: raise what goes wrong in here instead of warning once and going on.
 
@@ -105,11 +108,17 @@ class CircuitMonitor(Monitor):
         max_layers: int = 12,
         ranks: bool = True,
         pictures: bool = True,
+        keep: Keep = LAST_ROWS,
         name: str | None = None,
         strict: bool = False,
     ) -> None:
         super().__init__(
-            every_n_steps=every_n_steps, layers=layers, max_layers=max_layers, name=name, strict=strict
+            every_n_steps=every_n_steps,
+            layers=layers,
+            max_layers=max_layers,
+            keep=keep,
+            name=name,
+            strict=strict,
         )
         self.loss, self.ranks, self.pictures = loss, ranks, pictures
         self.end_run()

@@ -13,6 +13,7 @@ from typing_extensions import override
 from lightning_sym.callbacks.base import Monitor, named, within
 from lightning_sym.callbacks.symmetries import symmetries_of
 from lightning_sym.engine.batch import Locator
+from lightning_sym.engine.history import LAST_ROWS, Keep
 from lightning_sym.engine.schedule import Schedule
 from lightning_sym.functional.neural_collapse import neural_collapse_from_sums
 from lightning_sym.functional.rank import (
@@ -101,6 +102,8 @@ class CollapseMonitor(Monitor):
         histograms: also log each layer's covariance spectrum.
         deferred: compute readings in a thread while training goes on, and publish them 4 steps later
             (:class:`~lightning_sym.callbacks.Monitor`).
+        keep: rows of :attr:`history` that a checkpoint holds, or a folder for it
+            (:class:`~lightning_sym.callbacks.base.Monitor`).
         name: first part of its keys instead of ``collapse``.
         strict: raise what goes wrong in here instead of warning once and going on.
 
@@ -124,6 +127,7 @@ class CollapseMonitor(Monitor):
         forward: str | Callable[..., Any] = "forward",
         histograms: bool = False,
         deferred: bool = False,
+        keep: Keep = LAST_ROWS,
         name: str | None = None,
         strict: bool = False,
     ) -> None:
@@ -132,6 +136,7 @@ class CollapseMonitor(Monitor):
             layers=layers,
             max_layers=max_layers,
             deferred=deferred,
+            keep=keep,
             name=name,
             strict=strict,
         )
@@ -142,6 +147,7 @@ class CollapseMonitor(Monitor):
         self.rtol = rtol
         self.causes = self.runs_module = causes
         self.defers = not causes  # symmetries are tried on the module as it stands
+        self.module_readings = "causes"
         self.inputs, self.forward = inputs, forward
         self.histograms = histograms
         self.classes = ClassMeans(targets)

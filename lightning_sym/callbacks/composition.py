@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from lightning_sym.callbacks.base import Monitor, at_least
+from lightning_sym.engine.history import LAST_ROWS, Keep
 from lightning_sym.engine.run import Run
 from lightning_sym.engine.schedule import EpochEnds, Schedule
 from lightning_sym.functional import composition
@@ -173,6 +174,8 @@ class CompositionMonitor(Monitor):
         batch_size: images drawn at once.
         pictures: also log pictures.
         seed: of the selections.
+        keep: rows of :attr:`history` that a checkpoint holds, or a folder for it
+            (:class:`~lightning_sym.callbacks.base.Monitor`).
         name: first part of its keys instead of ``composition``.
         strict: raise what goes wrong in here instead of warning once and going on.
 
@@ -207,6 +210,7 @@ class CompositionMonitor(Monitor):
         batch_size: int = 256,
         pictures: bool = True,
         seed: int = 0,
+        keep: Keep = LAST_ROWS,
         name: str | None = None,
         strict: bool = False,
     ) -> None:
@@ -215,6 +219,7 @@ class CompositionMonitor(Monitor):
             every_n_steps=every_n_steps,
             layers=layers,
             max_layers=max(1, max_layers),
+            keep=keep,
             name=name,
             strict=strict,
         )

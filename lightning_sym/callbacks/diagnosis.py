@@ -11,6 +11,7 @@ from typing_extensions import override
 from lightning_sym.callbacks.base import Monitor
 from lightning_sym.diagnosis import RULES, Finding, diagnose_course, diagnose_run
 from lightning_sym.diagnosis.course import Course
+from lightning_sym.engine.history import LAST_ROWS, Keep
 from lightning_sym.engine.run import Run
 from lightning_sym.engine.schedule import Schedule
 from lightning_sym.observe import Observation, Reading
@@ -35,6 +36,8 @@ class Diagnosis(Monitor):
         stop_on: kinds of finding; an alarm of one of them ends the fit after the step
             (``trainer.should_stop``; in a plain loop ``watching.stop``).
         picture: draw the overview for loggers that take figures.
+        keep: rows of :attr:`history` that a checkpoint holds, or a folder for it
+            (:class:`~lightning_sym.callbacks.base.Monitor`).
         name: first part of its keys instead of ``findings``.
         strict: raise what goes wrong in here instead of warning once and going on.
 
@@ -54,10 +57,11 @@ class Diagnosis(Monitor):
         every_n_steps: int | Schedule = 100,
         stop_on: Sequence[str] = (),
         picture: bool = True,
+        keep: Keep = LAST_ROWS,
         name: str | None = None,
         strict: bool = False,
     ) -> None:
-        super().__init__(every_n_steps=every_n_steps, name=name, strict=strict)
+        super().__init__(every_n_steps=every_n_steps, keep=keep, name=name, strict=strict)
         if isinstance(stop_on, str) or any(kind not in KINDS for kind in stop_on):
             raise ValueError(f"stop_on must be a list of kinds among {KINDS}, got {stop_on!r}")
         self.stop_on, self.picture = list(stop_on), picture
@@ -118,7 +122,8 @@ class Diagnosis(Monitor):
         if run is not None:
             found = diagnose_run([each.history for each in self._others])
             told = [str(finding) for finding in found if finding.level != "note"]
-            head = f"lightning_sym after {run.step} steps: {len(told)} findings" if told else ""
+            count = f"{len(told)} finding{'s' if len(told) > 1 else ''}"
+            head = f"lightning_sym after {run.step} steps: {count}" if told else ""
             run.tell("\n  ".join([head or f"lightning_sym after {run.step} steps: no finding", *told]))
             rows = self._rows() if self.picture else []
             if rows:

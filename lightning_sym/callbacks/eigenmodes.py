@@ -16,6 +16,7 @@ from typing_extensions import override
 
 from lightning_sym.callbacks.base import Monitor, at_least
 from lightning_sym.engine.batch import Locator, first_samples, locate
+from lightning_sym.engine.history import LAST_ROWS, Keep
 from lightning_sym.engine.run import Run
 from lightning_sym.engine.schedule import EpochEnds, LogSpaced, Schedule
 from lightning_sym.functional.eigenmodes import (
@@ -104,6 +105,8 @@ class EigenmodeMonitor(Monitor):
             of) the module as training starts; if that is a dataclass of tensors and numbers, a resumed run
             goes on with the same one.
         picture: draw the staircase for loggers that take figures.
+        keep: rows of :attr:`history` that a checkpoint holds, or a folder for it
+            (:class:`~lightning_sym.callbacks.base.Monitor`).
         name: first part of its keys instead of ``eigenmodes``.
         strict: raise what goes wrong in here instead of warning once and going on.
 
@@ -139,10 +142,11 @@ class EigenmodeMonitor(Monitor):
         shrunk_below: float = 1e-2,
         theory: Theory | Callable[[nn.Module], Theory] | None = None,
         picture: bool = True,
+        keep: Keep = LAST_ROWS,
         name: str | None = None,
         strict: bool = False,
     ) -> None:
-        super().__init__(every_n_steps=every_n_steps, name=name, strict=strict)
+        super().__init__(every_n_steps=every_n_steps, keep=keep, name=name, strict=strict)
         at_least("samples", samples, 2)
         at_least("modes", modes, 1)
         shares = {"complete": complete_below, "dimensional": dimensional_below, "shrunk": shrunk_below}

@@ -18,7 +18,8 @@ from typing_extensions import override
 
 from lightning_sym.callbacks.base import Monitor, at_least
 from lightning_sym.engine.batch import Arguments, Locator, cut, first_samples, locate, rows_of
-from lightning_sym.engine.probe import gathered
+from lightning_sym.engine.history import LAST_ROWS, Keep
+from lightning_sym.engine.probe import LOST, gathered
 from lightning_sym.engine.run import Run
 from lightning_sym.engine.schedule import EpochEnds, LogSpaced, Schedule
 from lightning_sym.functional.feature_learning import mechanism
@@ -37,8 +38,9 @@ class FeatureLearningMonitor(Monitor):
     r"""How far the tangent kernel, the weights and their alignment have moved since the start.
 
     The start is where the fit began (before its first step; a resumed fit goes on with the first
-    one's). See Xu and Ziyin (2024, arXiv 2401.07085) for the regimes and mechanisms, and
-    :class:`~lightning_sym.papers.feature_learning.SolvableModel` for the model on which they are exact.
+    one's), and the parameters are those that were trained then. See Xu and Ziyin (2024, arXiv 2401.07085)
+    for the regimes and mechanisms, and :class:`~lightning_sym.papers.feature_learning.SolvableModel` for the
+    model on which they are exact.
 
     Logs:
         ``feature_learning/kernel_change``: :math:`\lVert K_t - K_0\rVert_F / \lVert K_0\rVert_F` of the
@@ -90,6 +92,8 @@ class FeatureLearningMonitor(Monitor):
         kernel_below, rich_above: see ``verdict``.
         tolerance: see ``mechanism``.
         seed: of the sketches, and of what ``forward`` draws: the same at each reading.
+        keep: rows of :attr:`history` that a checkpoint holds, or a folder for it
+            (:class:`~lightning_sym.callbacks.base.Monitor`).
         name: first part of its keys instead of ``feature_learning``.
         strict: raise what goes wrong in here instead of warning once and going on.
 
@@ -119,6 +123,7 @@ class FeatureLearningMonitor(Monitor):
         rich_above: float = 1.0,
         tolerance: float = 0.1,
         seed: int = 0,
+        keep: Keep = LAST_ROWS,
         name: str | None = None,
         strict: bool = False,
     ) -> None:
@@ -126,6 +131,7 @@ class FeatureLearningMonitor(Monitor):
             every_n_steps=LOG_SPACED if every_n_steps is None else every_n_steps,
             layers=layers,
             max_layers=max_layers,
+            keep=keep,
             name=name,
             strict=strict,
         )
@@ -172,42 +178,54 @@ class FeatureLearningMonitor(Monitor):
 
     @override
     def start(self, seen: Observation) -> None:
-        if "start" in seen.state:  # a resumed run goes on with the first one's
-            return
         run = seen.run
+        if "start" in seen.state:  # a resumed run goes on with the first one's
+            return self._take_up(seen)
         if unset := [name for name, p in run.module.named_parameters() if is_lazy(p)]:
             raise ValueError(
                 f"{unset[0]} has no values yet, so there is no start to compare with; run a batch through "
                 "the module before the fit"
             )
-        probe = self._probe(run)
-        start = {"args": list(probe.args), "kwargs": dict(probe.kwargs), "rates": self._rates(run)}
-        seen.state["start"] = start | run.ranks.attempt(lambda: self._measured(run, start))
+        probe, rates = self._probe(run), self._rates(run)
+        trained = [name for name, p in run.module.named_parameters() if p.requires_grad]
+        measured = run.ranks.attempt(lambda: self._measured(run, probe, trained, rates))
+        seen.state["samples"] = self.held.take(probe, run)
+        seen.state["start"] = {"trained": trained, "rates": rates, **measured}
 
-    def _probe(self, run: Run) -> Arguments:
+    def _take_up(self, seen: Observation) -> None:
+        run = seen.run
+        if self.held.again(run, seen.state.get("samples"), taken=self._probe(run)) is None:
+            run.tell(
+                f"{type(self).__name__} goes on without the kernel and alignments, which were those of other "
+                f"samples: {LOST}."
+            )
+
+    def _probe(self, run: Run) -> dict[str, Any]:
         """Return what ``forward`` takes of the probe samples, the same on all ranks."""
         function = run.function(self.forward)
         if self.data is None:
-            return gathered(run, locate(run.batch, self.inputs, function), self.samples)
-        found = locate(self.data, lambda data: data, function)
-        if not rows_of((found.args, found.kwargs)):
-            raise TypeError("data must be made of tensors with a row for each sample")
-        found = first_samples(found, self.samples)
-        return Arguments(*tree_map(_kept, (found.args, found.kwargs)))
+            found = gathered(run, locate(run.batch, self.inputs, function), self.samples)
+        else:
+            found = locate(self.data, lambda data: data, function)
+            if not rows_of((found.args, found.kwargs)):
+                raise TypeError("data must be made of tensors with a row for each sample")
+            found = first_samples(found, self.samples)
+            found = Arguments(*tree_map(_kept, (found.args, found.kwargs)))
+        return {"args": list(found.args), "kwargs": dict(found.kwargs)}
 
     @override
     def read(self, seen: Observation) -> Iterator[Reading]:
         if "start" not in seen.state:  # taking it failed, and a warning has said so
             return
         start = seen.state["start"]
-        now = self._measured(seen.run, start)
-        move = kernel_move(start["kernel"], now["kernel"])
+        now = self._measured(seen.run, self.held.samples, start["trained"], start["rates"])
         ratio = _ratio(start["norms"], now["norms"])
         before, after = _both(start["alignment"], now["alignment"])
-        values = {
-            "kernel_change": float(move.change),
-            "kernel_cosine": float(move.cosine),
-            "kernel_growth": float(move.growth),
+        values = dict.fromkeys(("kernel_change", "kernel_cosine", "kernel_growth"), math.nan)
+        if "kernel" in now:
+            move = kernel_move(start["kernel"], now["kernel"])
+            values = {f"kernel_{what}": float(getattr(move, what)) for what in ("change", "cosine", "growth")}
+        values |= {
             "weight_change": _change(start["theta"], now["theta"]),
             "norms": ratio,
             "alignment": _mean(_inner(now["alignment"]).values()),
@@ -258,42 +276,47 @@ class FeatureLearningMonitor(Monitor):
             return None
         groups = [group for optimizer in run.optimizers for group in optimizer.param_groups]
         rate = {id(p): float(group["lr"]) for group in groups for p in group["params"]}
-        rates = [rate.get(id(p), 0.0) for p in _trained(run.module)]
+        rates = [rate.get(id(p), 0.0) for p in run.module.parameters() if p.requires_grad]
         largest = max(rates, default=0.0)
         return [value / largest for value in rates] if largest > 0 else rates
 
-    def _measured(self, run: Run, start: Mapping[str, Any]) -> dict[str, Any]:
-        """Return what is compared: kernel, sketched weights, norms and alignments."""
+    def _measured(
+        self, run: Run, samples: Mapping[str, Any] | None, trained: list[str], rates: list[float] | None
+    ) -> dict[str, Any]:
+        """Return what is compared: sketched weights, norms, and on samples the kernel and alignments."""
         with run.sandbox.open(grad=True, full_precision=True, seed=self.seed) as apart:
-            probe = apart.place((tuple(start["args"]), start["kwargs"]))
-            trained = _trained(apart.module)
-
-            def of_one(n_1: Tensor) -> Tensor:
-                args, kwargs = cut(probe, slice(int(n_1), int(n_1) + 1))
-                return apart(self.forward, *args, **kwargs)  # type: ignore[no-any-return]
-
-            kernel = tangent_kernel(
-                of_one,
-                trained,
-                torch.arange(rows_of(probe)),
-                rates=start["rates"],
-                most_outputs=self.most_outputs,
-                sketch=self.sketch,
-                seed=self.seed,
-            )
+            parameters = _named(apart.module, trained)
             layers, _ = choose_layers(apart.module, self.layers, max_layers=self.max_layers)
             blocks = _weights([layer for layer in layers if layer.by_call and layer.has_input])
-            alignment = self._alignments(apart, probe, blocks)
             weights = {layer.name: weight.double() for layer, weight in blocks.items()}
+            found: dict[str, Any] = {"alignment": {}}
+            if samples is not None:
+                probe = apart.place((tuple(samples["args"]), samples["kwargs"]))
+                found["kernel"] = self._kernel(apart, probe, parameters, rates).cpu()
+                found["alignment"] = self._alignments(apart, probe, blocks)
             with torch.no_grad():
-                flat = torch.cat([p.detach().double().flatten() for p in trained])
+                flat = torch.cat([p.detach().double().flatten() for p in parameters])
             return {
-                "kernel": kernel.cpu(),
+                **found,
                 "theta": self._sketched(flat),
                 "weights": {name: self._sketched(weight.flatten()) for name, weight in weights.items()},
                 "norms": {name: float(weight.norm()) for name, weight in weights.items()},
-                "alignment": alignment,
             }
+
+    def _kernel(self, apart: Apart, probe: Any, trained: list[Tensor], rates: list[float] | None) -> Tensor:
+        def of_one(n_1: Tensor) -> Tensor:
+            args, kwargs = cut(probe, slice(int(n_1), int(n_1) + 1))
+            return apart(self.forward, *args, **kwargs)  # type: ignore[no-any-return]
+
+        return tangent_kernel(
+            of_one,
+            trained,
+            torch.arange(rows_of(probe)),
+            rates=rates,
+            most_outputs=self.most_outputs,
+            sketch=self.sketch,
+            seed=self.seed,
+        )
 
     def _sketched(self, vector: Tensor) -> Tensor:
         sketch = CountSketch(len(vector), size=self.sketch, seed=self.seed, device=vector.device)
@@ -324,8 +347,12 @@ class FeatureLearningMonitor(Monitor):
         return found
 
 
-def _trained(module: nn.Module) -> list[Tensor]:
-    return [p for p in module.parameters() if p.requires_grad]
+def _named(copy: nn.Module, names: Iterable[str]) -> list[Tensor]:
+    """Return a copy's parameters by name; they get gradients, also where they are frozen by now."""
+    parameters = dict(copy.named_parameters())
+    if gone := [name for name in names if name not in parameters]:
+        raise ValueError(f"the module has no parameter {gone[0]} any more, which was trained at the start")
+    return [parameters[name].requires_grad_() for name in names]
 
 
 def _kept(leaf: Any) -> Any:

@@ -19,6 +19,7 @@ from lightning_sym.callbacks.base import Monitor, at_least
 from lightning_sym.callbacks.reference import load_tensors
 from lightning_sym.callbacks.symmetries import symmetries_of
 from lightning_sym.engine.batch import Arguments, Locator, locate
+from lightning_sym.engine.history import LAST_ROWS, Keep
 from lightning_sym.engine.probe import gathered
 from lightning_sym.engine.ranks import RankError
 from lightning_sym.engine.run import Run
@@ -100,6 +101,8 @@ class HierarchyMonitor(Monitor):
         inputs: where the module's input is in a batch.
         forward: what to call on the probe samples: a method of the module, or a function of
             (module, inputs).
+        keep: rows of :attr:`history` that a checkpoint holds, or a folder for it
+            (:class:`~lightning_sym.callbacks.base.Monitor`).
         name: first part of its keys instead of ``hierarchy``.
         keep_distances: keep every unit's distance at every reading (4 bytes each).
         histograms: log them as histograms as well.
@@ -149,11 +152,14 @@ class HierarchyMonitor(Monitor):
         keep_distances: bool = True,
         histograms: bool = False,
         picture: bool = True,
+        keep: Keep = LAST_ROWS,
         name: str | None = None,
         strict: bool = False,
     ) -> None:
         due = LOG_SPACED if every_n_steps is None else every_n_steps
-        super().__init__(every_n_steps=due, layers=layers, max_layers=max_layers, name=name, strict=strict)
+        super().__init__(
+            every_n_steps=due, layers=layers, max_layers=max_layers, keep=keep, name=name, strict=strict
+        )
         chosen = list(KINDS) if kinds is None else list(kinds)
         if not chosen or not set(chosen) <= set(KINDS):
             raise ValueError(f"kinds must be among {list(KINDS)}, got {chosen}")
@@ -186,6 +192,7 @@ class HierarchyMonitor(Monitor):
         self.symmetries: dict[str, Symmetry] = {}
         self._numbers: dict[str, list[int]] = {}  # of the units read, among all
         self._other = None
+        self._others: dict[str, Tensor] = {}  # what its layers put out on the probe set
 
     @property
     def events(self) -> list[dict[str, Any]]:
@@ -377,16 +384,13 @@ class HierarchyMonitor(Monitor):
         from lightning_sym.plots.hierarchy import course
 
         rows = [row for row in self.history if row["fit"] == self.fit]
-        own, plain = f"{self.prefix}/", f"{self.quantity}/"
-        return course(
-            [{k.replace(own, plain, 1): v for k, v in row.items()} for row in rows], events=self.events
-        )
+        return course(rows, events=self.events, quantity=self.prefix)
 
     # Another network.
 
     def _look_at_reference(self, run: Run, step: int) -> None:
         """Run the reference once on the probe set and keep what its layers put out."""
-        if self._other is None or "probe" in self.state:
+        if self._other is None:
             return
         other = self._other
         if self.data is None:
@@ -394,9 +398,11 @@ class HierarchyMonitor(Monitor):
             probe = gathered(run, found, self.samples)
         else:
             probe = Arguments((self.data.detach()[: self.samples].cpu().clone(),), {})
-        kept = {"args": list(probe.args), "kwargs": dict(probe.kwargs)}
-        features = run.ranks.attempt(lambda: self._features(run, kept, other))
-        self.state["probe"] = {**kept, "features": features}
+        taken = {"args": list(probe.args), "kwargs": dict(probe.kwargs)}
+        kept = self.held.again(run, self.state.get("samples"), taken=taken)
+        if kept is None:
+            kept, self.state["samples"] = taken, self.held.take(taken, run)
+        self._others = run.ranks.attempt(lambda: self._features(run, kept, other))
 
     def _features(
         self, run: Run, probe: Mapping[str, Any], other: Mapping[str, Tensor] | None = None
@@ -417,11 +423,10 @@ class HierarchyMonitor(Monitor):
         return {name: _compact(features.cpu()) for name, features in found.items()}
 
     def _alignment(self, run: Run) -> dict[str, float]:
-        if "probe" not in self.state:
+        other = self._others
+        if not other:
             return {}
-        probe = self.state["probe"]
-        other = probe["features"]
-        now = run.ranks.attempt(lambda: self._features(run, probe))
+        now = run.ranks.attempt(lambda: self._features(run, self.held.samples))
         return {name: float(gram_alignment(now[name], other[name])) for name in now if name in other}
 
 

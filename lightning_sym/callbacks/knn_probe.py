@@ -26,7 +26,7 @@ class KNNProbe(RepresentationProbe):
         k: neighbours that vote.
         temperature: of their weights.
         options: ``train``, ``val``, ``every_n_epochs``, ``at_start``, ``max_train``, ``max_val``,
-            ``represent``, ``inputs``, ``targets``, ``seed``, ``name`` and ``strict``, see
+            ``represent``, ``inputs``, ``targets``, ``seed``, ``keep``, ``name`` and ``strict``, see
             :class:`~lightning_sym.callbacks.representation.RepresentationProbe`.
 
     Raises:

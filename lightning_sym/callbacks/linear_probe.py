@@ -30,7 +30,7 @@ class LinearProbe(RepresentationProbe):
         l2: weight of the squared norm.
         solver_steps: L-BFGS iterations at most.
         options: ``train``, ``val``, ``every_n_epochs``, ``at_start``, ``max_train``, ``max_val``,
-            ``represent``, ``inputs``, ``targets``, ``seed``, ``name`` and ``strict``, see
+            ``represent``, ``inputs``, ``targets``, ``seed``, ``keep``, ``name`` and ``strict``, see
             :class:`~lightning_sym.callbacks.representation.RepresentationProbe`.
 
     Raises:

@@ -10,6 +10,7 @@ from typing_extensions import override
 
 from lightning_sym.callbacks.base import Monitor, at_least
 from lightning_sym.engine.batch import Locator, locate, rows_of
+from lightning_sym.engine.history import LAST_ROWS, Keep
 from lightning_sym.engine.probe import gathered
 from lightning_sym.engine.schedule import Schedule
 from lightning_sym.engine.trainability import trainability
@@ -71,6 +72,8 @@ class PlasticityMonitor(Monitor):
         seed: of the probe's targets and of its fresh twin.
         deferred: compute readings in a thread while training goes on, and publish them 4 steps later
             (:class:`~lightning_sym.callbacks.Monitor`).
+        keep: rows of :attr:`history` that a checkpoint holds, or a folder for it
+            (:class:`~lightning_sym.callbacks.base.Monitor`).
         name: first part of its keys instead of ``plasticity``.
         strict: raise what goes wrong in here instead of warning once and going on.
 
@@ -95,6 +98,7 @@ class PlasticityMonitor(Monitor):
         forward: str | Callable[..., Any] = "forward",
         seed: int = 0,
         deferred: bool = False,
+        keep: Keep = LAST_ROWS,
         name: str | None = None,
         strict: bool = False,
     ) -> None:
@@ -103,6 +107,7 @@ class PlasticityMonitor(Monitor):
             layers=layers,
             max_layers=max_layers,
             deferred=deferred,
+            keep=keep,
             name=name,
             strict=strict,
         )
@@ -113,6 +118,7 @@ class PlasticityMonitor(Monitor):
         self.threshold = threshold
         self.trainability_steps, self.trainability_lr = trainability_steps, trainability_lr
         self.runs_module = self.reads_epochs = trainability_steps > 0
+        self.module_readings = "trainability"
         self.inputs, self.forward, self.seed = inputs, forward, seed
 
     @override

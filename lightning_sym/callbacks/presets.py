@@ -16,6 +16,7 @@ from lightning_sym.callbacks.diagnosis import Diagnosis
 from lightning_sym.callbacks.plasticity import PlasticityMonitor
 from lightning_sym.callbacks.signal import SignalMonitor
 from lightning_sym.engine.batch import Locator
+from lightning_sym.engine.history import LAST_ROWS, Keep
 from lightning_sym.engine.lightning import attach
 from lightning_sym.engine.schedule import Schedule
 
@@ -24,7 +25,7 @@ class Monitors(Callback, Sequence[Monitor]):
     """Several monitors as one callback, and as a sequence of them.
 
     ``Trainer(callbacks=monitors())``, ``Trainer(callbacks=[monitors(), other])`` and
-    ``Trainer(callbacks=[*monitors(), other])`` are the same.
+    ``Trainer(callbacks=[*monitors(), other])`` are the same, and so is ``monitors() + [other]``.
 
     Attributes:
         members: the monitors.
@@ -46,6 +47,12 @@ class Monitors(Callback, Sequence[Monitor]):
     def __iter__(self) -> Iterator[Monitor]:
         return iter(self.members)
 
+    def __add__(self, others: Sequence[Callback]) -> list[Callback]:
+        return [*self, *others]
+
+    def __radd__(self, others: Sequence[Callback]) -> list[Callback]:
+        return [*others, *self]
+
     def __repr__(self) -> str:
         return f"Monitors({self.members!r})"
 
@@ -63,6 +70,7 @@ def monitors(
     targets: int | str | Callable[[Any], Tensor] | None = None,
     inputs: Locator = None,
     deferred: bool = False,
+    keep: Keep = LAST_ROWS,
     strict: bool = False,
 ) -> Monitors:
     """Return ready monitors.
@@ -86,6 +94,8 @@ def monitors(
             numbers under the same step, published 4 optimizer steps later or, if that comes first, before the
             next reading, validation, a checkpoint, the epoch's end and the fit's end. Leave it off where a
             callback decides by one of them in the middle of an epoch.
+        keep: rows of each history that a checkpoint holds, or a folder for them
+            (:class:`~lightning_sym.callbacks.base.Monitor`).
         strict: raise what goes wrong inside instead of warning once and going on.
 
     Returns:
@@ -105,6 +115,7 @@ def monitors(
         "every_n_steps": 200 if every_n_steps is None else every_n_steps,
         "layers": layers,
         "max_layers": {"light": 4, "standard": 12, "full": 1_000_000}[preset],
+        "keep": keep,
         "strict": strict,
     }
     later = {**shared, "deferred": deferred}
@@ -115,5 +126,5 @@ def monitors(
     if preset != "light":
         chosen.append(AlignmentMonitor(exponents=full, **later))
     chosen.append(SignalMonitor(**shared))
-    chosen.append(Diagnosis(every_n_steps=shared["every_n_steps"], strict=strict))
+    chosen.append(Diagnosis(every_n_steps=shared["every_n_steps"], keep=keep, strict=strict))
     return Monitors(chosen)

@@ -16,6 +16,7 @@ from typing_extensions import override
 
 from lightning_sym.callbacks.base import Monitor, at_least, named
 from lightning_sym.engine.batch import Arguments, Locator, cut, find_targets, locate, rows_of
+from lightning_sym.engine.history import LAST_ROWS, Keep
 from lightning_sym.engine.run import Run
 from lightning_sym.engine.schedule import EpochEnds
 from lightning_sym.observe import Observation, Reading
@@ -47,6 +48,8 @@ class RepresentationProbe(Monitor):
             ``represent`` names, or the first entry.
         targets: where the labels are, likewise: one class index a sample.
         seed: of loaders that shuffle: every rank must see one order. A loader's own generator is put back.
+        keep: rows of :attr:`history` that a checkpoint holds, or a folder for it
+            (:class:`~lightning_sym.callbacks.base.Monitor`).
         name: first part of its keys instead of the quantity.
         strict: raise what goes wrong in here instead of warning once and going on.
 
@@ -72,10 +75,13 @@ class RepresentationProbe(Monitor):
         inputs: Locator = None,
         targets: int | str | Callable[[Any], Tensor] = 1,
         seed: int = 0,
+        keep: Keep = LAST_ROWS,
         name: str | None = None,
         strict: bool = False,
     ) -> None:
-        super().__init__(every_n_steps=EpochEnds(every_n_epochs, at_start=at_start), name=name, strict=strict)
+        super().__init__(
+            every_n_steps=EpochEnds(every_n_epochs, at_start=at_start), keep=keep, name=name, strict=strict
+        )
         at_least("max_train", max_train, 1)
         at_least("max_val", max_val, 1)
         if (train is None) != (val is None):

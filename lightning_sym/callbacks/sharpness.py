@@ -16,6 +16,8 @@ from typing_extensions import override
 from lightning_sym._names import clean_name
 from lightning_sym.callbacks.base import Monitor, at_least, named
 from lightning_sym.engine.batch import cut, rows_of, sample_count
+from lightning_sym.engine.history import LAST_ROWS, Keep
+from lightning_sym.engine.probe import LOST
 from lightning_sym.engine.run import Run
 from lightning_sym.engine.schedule import EpochEnds, Schedule
 from lightning_sym.functional.curvature import (
@@ -80,6 +82,8 @@ class SharpnessMonitor(Monitor):
         lanczos_steps: for the eigenvalue; 0: none.
         per_layer: log the trace of each layer's block too.
         seed: of the vectors (other ones at each step), and of what the loss draws.
+        keep: rows of :attr:`history` that a checkpoint holds, or a folder for it
+            (:class:`~lightning_sym.callbacks.base.Monitor`).
         name: first part of its keys instead of ``sharpness``.
         strict: raise what goes wrong in here instead of warning once and going on.
 
@@ -108,10 +112,11 @@ class SharpnessMonitor(Monitor):
         lanczos_steps: int = 12,
         per_layer: bool = False,
         seed: int = 0,
+        keep: Keep = LAST_ROWS,
         name: str | None = None,
         strict: bool = False,
     ) -> None:
-        super().__init__(every_n_steps=every_n_steps, name=name, strict=strict)
+        super().__init__(every_n_steps=every_n_steps, keep=keep, name=name, strict=strict)
         at_least("samples", samples, 1)
         at_least("vectors", vectors, 0)
         at_least("lanczos_steps", lanczos_steps, 0)
@@ -150,9 +155,14 @@ class SharpnessMonitor(Monitor):
     @override
     def start(self, seen: Observation) -> None:
         if self.data is None:
-            leaves, self._structure = tree_flatten(seen.run.batch)
-            if "parts" not in seen.state:  # a resumed run goes on with the first one's
-                seen.state["parts"] = self._gathered(leaves, seen.run)
+            run = seen.run
+            leaves, self._structure = tree_flatten(run.batch)
+            parts = self._gathered(leaves, run)
+            # A resumed run goes on with the first one's, if they are still there.
+            if self.held.again(run, seen.state.get("samples"), taken=parts) is None:
+                if "samples" in seen.state:
+                    run.tell(f"{type(self).__name__} goes on with other samples: {LOST}.")
+                seen.state["samples"] = self.held.take(parts, run)
 
     def _gathered(self, leaves: list[Any], run: Run) -> list[list[Any]]:
         """Return the leaves of all ranks' batches, in the order of ranks."""
@@ -177,7 +187,7 @@ class SharpnessMonitor(Monitor):
 
     @override
     def read(self, seen: Observation) -> Iterator[Reading]:
-        if self.data is None and "parts" not in seen.state:  # taking them failed, and a warning has said so
+        if self.data is None and self.held.samples is None:  # taking them failed, and a warning has said so
             return
         began = time.perf_counter()
         run = seen.run
@@ -209,7 +219,7 @@ class SharpnessMonitor(Monitor):
             leaves, structure = tree_flatten(self.data)
             parts = self._shared(leaves, ranks.size)
         else:
-            parts, structure = seen.state["parts"], self._structure
+            parts, structure = self.held.samples, self._structure
         sizes = [sample_count(leaves) or 1 for leaves in parts]
         own: list[tuple[float, Product]] = []
         total = torch.zeros((), dtype=torch.float64)

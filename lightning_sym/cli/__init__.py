@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import sys
 from collections.abc import Sequence
+
+from lightning_sym._extras import MissingExtraError, need
 
 VERBS = {
     "fit": "train with monitors: LightningCLI over the package's modules and any class path",
@@ -46,16 +47,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if verb not in VERBS:
         _write(sys.stderr, f"lightning-sym: the verb must be among {', '.join(VERBS)}, got {verb!r}\n")
         return 2
-    if importlib.util.find_spec("jsonargparse") is None:
-        _write(
-            sys.stderr,
-            "lightning-sym: the command line needs jsonargparse; install it with "
-            "pip install 'lightning-sym[cli]'\n",
-        )
-        return 2
     try:
+        need("jsonargparse", what=f"lightning-sym {verb}")
         return int(importlib.import_module(f"lightning_sym.cli.{verb}").run(given[1:]))
-    except Refused as error:
+    except (Refused, MissingExtraError) as error:
         _write(sys.stderr, f"lightning-sym {verb}: {error}\n")
         return 2
 

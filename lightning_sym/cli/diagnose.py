@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,45 @@ from lightning_sym.observe import coverage
 
 #: Networks up to this many parameters are searched for symmetries by --symmetries auto.
 AUTO_SEARCH = 30_000_000
+#: From so many on it takes some time, which is said beforehand.
+SLOW_SEARCH = 2_000_000
+#: Seconds between two lines that tell how far the reading of a file is.
+PATIENCE = 5.0
 _DESCRIPTION = """\
 Tell from weights alone what is wrong with a network: equal, dead and zero units, lost rank, weights that
 vanished or are not finite, and which symmetry's mirror the units lie on. Nothing is trained, and no
 code of a file is run: safetensors and torch files of plain tensors are read, other pickles refused."""
+
+
+class Counted(Mapping[str, Tensor]):
+    """Tensors that tell how many of them have been asked for, while it goes on for long.
+
+    Args:
+        tensors: by name.
+        tell: called with a sentence.
+    """
+
+    def __init__(self, tensors: Mapping[str, Tensor], tell: Callable[[str], None]) -> None:
+        self._tensors, self._tell = tensors, tell
+        self._asked: set[str] = set()
+        self._told = time.monotonic()
+
+    def __getitem__(self, name: str) -> Tensor:
+        tensor = self._tensors[name]
+        self._asked.add(name)
+        if time.monotonic() - self._told > PATIENCE:
+            self._told = time.monotonic()
+            self._tell(f"{len(self._asked)} of {len(self)} tensors")
+        return tensor
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._tensors
 
 
 def run(argv: Sequence[str]) -> int:
@@ -39,7 +75,7 @@ def run(argv: Sequence[str]) -> int:
     options = _parser().parse_args(list(argv))
     example = None if options.example is None else _example(options.example)
     source = _open(options.checkpoint, options)
-    report = look(source, example, symmetries=options.symmetries)
+    report = look(source, example, symmetries=options.symmetries, tell=_tell)
     _print(f"lightning-sym diagnose: {source.said}{_size(source)}")
     for note in [*source.notes, *report.notes]:
         _print(f"  note: {note}")
@@ -63,7 +99,11 @@ def run(argv: Sequence[str]) -> int:
 
 
 def look(
-    source: Source, example: tuple[Tensor, ...] | None = None, *, symmetries: str = "auto"
+    source: Source,
+    example: tuple[Tensor, ...] | None = None,
+    *,
+    symmetries: str = "auto",
+    tell: Callable[[str], None] = lambda line: None,
 ) -> WeightsReport:
     """Return what a source's weights tell.
 
@@ -71,13 +111,16 @@ def look(
         source: a network or tensors.
         example: what its forward takes.
         symmetries: ``"auto"``, ``"always"`` or ``"never"``: whether to search for them.
+        tell: called with a sentence where the work is long.
 
     Raises:
         Refused: if the forward pass fails on the example.
     """
     if source.module is None:
-        return inspect_tensors(source.tensors)
+        return inspect_tensors(Counted(source.tensors, tell=tell))
     size = sum(p.numel() for p in source.module.parameters())
+    if symmetries == "always" or (symmetries == "auto" and SLOW_SEARCH <= size <= AUTO_SEARCH):
+        tell(f"symmetries of {size:,} parameters are looked for; --symmetries never leaves that out")
     search = {"always": True, "never": False}.get(symmetries, True if size <= AUTO_SEARCH else None)
     try:
         return inspect_weights(source.module, example, search=search)
@@ -202,8 +245,12 @@ def _open(name: str, options: Any) -> Source:
         class_path=options.class_path,
         init=options.init,
         max_gb=options.max_gb,
-        tell=lambda line: print(f"lightning-sym diagnose: {line}", file=sys.stderr),  # noqa: T201
+        tell=_tell,
     )
+
+
+def _tell(line: str) -> None:
+    print(f"lightning-sym diagnose: {line}", file=sys.stderr, flush=True)  # noqa: T201
 
 
 def _example(text: str) -> tuple[Tensor, ...]:

@@ -11,10 +11,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lightning_sym._extras import need
 from lightning_sym.cli import Refused
 
 #: Most runs of one page.
 RUNS = 12
+#: Readings by layer that a page shows first, and whether their decimal logarithm is shown.
+STRIPS = {
+    "plasticity/dead_units": False,
+    "collapse/effective_rank": False,
+    "signal/gradient": True,
+    "plasticity/relative_update": True,
+}
 
 
 @dataclass
@@ -23,11 +31,14 @@ class Run:
 
     Args:
         name: its folder, below the one that was given.
-        curves: by key, ``(step, value)`` with steps ascending; the last value of a step counts.
+        curves: by key, ``(step, value)`` with steps ascending; the last value of a step counts. A step is the
+            number of optimizer steps made, as in a monitor's history.
+        from_zero: whether the first step is written as 0: a Trainer does so, and logs an epoch as well.
     """
 
     name: str
     curves: dict[str, dict[int, float]] = field(default_factory=dict)
+    from_zero: bool = False
 
     def add(self, key: str, step: int, value: float) -> None:
         """Add one value.
@@ -64,8 +75,13 @@ def read_runs(paths: list[Path]) -> list[Run]:
             raise Refused(f"LOGDIR must be a folder or file, and {path} is none")
         for folder, files in sorted(_sources(path)):
             run = Run(str(folder))
+            logged = Run(run.name)
             for file in files:
-                _read(run, file)
+                _read(run if file.suffix == ".json" else logged, file)
+            more = int(logged.from_zero or any(0 in curve for curve in logged.curves.values()))
+            for key, curve in logged.curves.items():
+                for step, value in curve.items():
+                    run.add(key, step + more, value)
             if run.curves:
                 run.curves = {key: dict(sorted(curve.items())) for key, curve in run.curves.items()}
                 runs.append(run)
@@ -105,7 +121,9 @@ def _read(run: Run, file: Path) -> None:
 
 def _read_csv(run: Run, file: Path) -> None:
     with file.open(newline="", encoding="utf-8") as lines:
-        for row in csv.DictReader(lines):
+        rows = csv.DictReader(lines)
+        run.from_zero = run.from_zero or "epoch" in (rows.fieldnames or ())
+        for row in rows:
             step = int(float(row.get("step") or 0))
             for key, text in row.items():
                 if key not in ("step", "epoch", None) and isinstance(text, str) and text:
@@ -127,13 +145,13 @@ def _read_history(run: Run, history: Any) -> None:
 
 
 def _read_events(run: Run, file: Path) -> None:
-    try:
-        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-    except ImportError as error:
-        raise Refused("TensorBoard logs need tensorboard; install it with pip install tensorboard") from error
+    need("tensorboard", what=f"reading {file.name}")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
     events = EventAccumulator(str(file), size_guidance={"scalars": 0}).Reload()
     for key in events.Tags()["scalars"]:
-        if key == "epoch":  # Lightning logs it beside everything
+        if key == "epoch":
+            run.from_zero = True
             continue
         for event in events.Scalars(key):
             run.add(key, int(event.step), float(event.value))
@@ -155,7 +173,7 @@ def strips_of(run: Run, most: int = 4) -> dict[str, dict[str, dict[int, float]]]
 
     Args:
         run: any.
-        most: families of curves, those of the most layers first.
+        most: families of curves: those of ``STRIPS`` first, then those of the most layers that change.
 
     Returns:
         By family (``quantity/what``) and layer, in the order of the log.
@@ -171,9 +189,15 @@ def strips_of(run: Run, most: int = 4) -> dict[str, dict[str, dict[int, float]]]
     wide = {
         name: layers
         for name, layers in families.items()
-        if len(layers) >= 3 and ("/" in name or all(layer in known or "." in layer for layer in layers))
+        if name in STRIPS
+        or (
+            len(layers) >= 3
+            and len({value for curve in layers.values() for value in curve.values()}) > 1
+            and ("/" in name or all(layer in known or "." in layer for layer in layers))
+        )
     }
-    order = sorted(wide, key=lambda name: -len(wide[name]))[:most]
+    others = sorted((name for name in wide if name not in STRIPS), key=lambda name: -len(wide[name]))
+    order = [*(name for name in STRIPS if name in wide), *others][:most]
     return {name: {layer: wide[name][layer] for layer in _in_depth(list(wide[name]))} for name in order}
 
 

@@ -104,7 +104,7 @@ def findings_page(title: str, verdict: str, report: WeightsReport) -> str:
     rows = [
         (
             facts.name,
-            f"{facts.shape[0] * facts.shape[1]} x {facts.shape[2]}",
+            f"{facts.units} x {facts.shape[2]}",
             f"{facts.rank} of {facts.random_rank}",
             f"{facts.effective_rank:.1f} of {facts.random_effective_rank:.1f}",
             f"{facts.size:.2g}",

@@ -5,14 +5,14 @@ from __future__ import annotations
 import html
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from lightning_sym import diagnosis
 from lightning_sym.cli import Refused
 from lightning_sym.cli.charts import LINE_COLOURS, heat_strips, line_chart, thinned
-from lightning_sym.cli.logs import Run, loss_of, read_runs, strips_of
+from lightning_sym.cli.logs import STRIPS, Run, loss_of, read_runs, strips_of
 from lightning_sym.cli.page import document, finding_block, verdict_block
 from lightning_sym.cli.words import verdict
 from lightning_sym.diagnosis import Finding
@@ -93,12 +93,13 @@ def page(runs: Sequence[Run]) -> str:
         runs: at least one.
     """
     names = _short([run.name for run in runs])
-    sections = "".join(_section(run, name) for run, name in zip(runs, names, strict=True))
+    scales = _scales(runs)
+    sections = "".join(_section(run, name, scales) for run, name in zip(runs, names, strict=True))
     data, left_out = _raw(runs, names)
     more = f" {left_out} more did not fit on the page." if left_out else ""
     folded = (
         f"<details><summary>All curves ({len(data['curves'])})</summary>"
-        f'<p class="soft">Over optimizer steps as the logger wrote them; the cursor is shared.{more}</p>'
+        f'<p class="soft">Over optimizer steps made; the cursor is shared.{more}</p>'
         '<div class="curves"></div></details>'
         f'<script id="curves" type="application/json">{_json(data)}</script>'
     )
@@ -122,20 +123,44 @@ def findings_of(run: Run) -> list[Finding]:
     return sorted(found, key=lambda finding: (-LEVELS.index(finding.level), finding.step))
 
 
-def _section(run: Run, name: str) -> str:
+def _scales(runs: Sequence[Run]) -> dict[str, tuple[float, float]]:
+    """Return the ends of each strip's scale: one for all runs; shares from 0 to 1."""
+    values: dict[str, list[float]] = {}
+    for run in runs:
+        for family, layers in strips_of(run).items():
+            found = [v for curve in layers.values() for v in curve.values() if math.isfinite(v)]
+            kept = [v for v in found if v > 0] if STRIPS.get(family) else found
+            values.setdefault(family, []).extend(kept)
+    ends = {family: (min(found), max(found)) for family, found in values.items() if found}
+    return {
+        family: (0.0, 1.0) if family.endswith("_units") and span[1] <= 1 else span
+        for family, span in ends.items()
+    }
+
+
+def _section(run: Run, name: str, scales: Mapping[str, tuple[float, float]]) -> str:
     told = findings_of(run)
     blocks = "".join(map(finding_block, told[:TOLD]))
     if len(told) > TOLD:
         blocks += f'<p class="soft">and {len(told) - TOLD} more</p>'
     loss = loss_of(run)
-    events = [(finding.step, finding.kind) for finding in told[:TOLD] if finding.step]
+    events = [(finding.step, finding.level, finding.kind) for finding in told[:TOLD] if finding.step]
     if loss is not None:
         bad = (step for step, value in run.curves[loss].items() if not math.isfinite(value))
-        events += [(step, "the loss is not finite") for step in [*bad][:1]]
+        events += [(step, "alarm", "the loss is not finite") for step in [*bad][:1]]
     chart = line_chart({loss: run.curves[loss]}, events, label="loss") if loss is not None else ""
     families = strips_of(run)
     steps = {step for layers in families.values() for curve in layers.values() for step in curve}
-    strips = "".join(heat_strips(layers, title=family, steps=steps) for family, layers in families.items())
+    strips = "".join(
+        heat_strips(
+            layers,
+            title=family + (", on a logarithmic scale" if STRIPS.get(family) else ""),
+            steps=steps,
+            logarithmic=STRIPS.get(family, False),
+            limits=scales.get(family),
+        )
+        for family, layers in families.items()
+    )
     broken = [key for key, curve in run.curves.items() if any(not math.isfinite(v) for v in curve.values())]
     gaps = f'<p class="soft">Not finite somewhere: {html.escape(", ".join(broken[:6]))}</p>' if broken else ""
     return (

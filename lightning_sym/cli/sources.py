@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightning_sym._extras import need
 from lightning_sym.cli import Refused
 from lightning_sym.cli.files import Weights, common_prefix, fitted, read_weights
 from lightning_sym.symmetry.symmetry import named_tensors
@@ -24,14 +25,12 @@ class Source:
     """What is looked at.
 
     Args:
-        name: as the user gave it.
         said: what it is, in words.
         module: the network, if there is one.
         tensors: its weights by name.
         notes: what the user should know of how it was read.
     """
 
-    name: str
     said: str
     module: nn.Module | None
     tensors: Mapping[str, Tensor] = field(repr=False)
@@ -56,12 +55,12 @@ def open_source(
     options = _options(init)
     if name.startswith("timm:"):
         module = timm_model(name, options)
-        return Source(name, f"{name}, untrained (seed 0)", module, named_tensors(module))
+        return Source(f"{name}, untrained (seed 0)", module, named_tensors(module))
     weights = read_weights(Path(name), max_gb=max_gb)
     if class_path is None:
         return _of_tensors(name, weights)
     module = _built(class_path, weights, options, tell=tell)
-    source = Source(name, f"{name}, a {weights.kind}, in {class_path}", module, {})
+    source = Source(f"{name}, a {weights.kind}, in {class_path}", module, {})
     source.notes += _filled(module, weights, class_path)
     source.tensors = named_tensors(module)
     return source
@@ -75,12 +74,11 @@ def timm_model(name: str, options: Mapping[str, Any]) -> nn.Module:
         options: keywords of ``timm.create_model``.
 
     Raises:
-        Refused: if timm is missing or has no such model.
+        MissingExtraError: if timm is not installed.
+        Refused: if it has no such model.
     """
-    try:
-        timm = importlib.import_module("timm")
-    except ImportError as error:
-        raise Refused(f"{name} needs timm; install it with pip install timm ({error})") from error
+    need("timm", what=name)
+    timm = importlib.import_module("timm")
     plain = name.removeprefix("timm:")
     if plain.partition(".")[0] not in timm.list_models():
         raise Refused(f"timm has no model {plain!r}; timm.list_models('*{plain[:4]}*') shows what is near")
@@ -96,7 +94,7 @@ def _of_tensors(name: str, weights: Weights) -> Source:
         tensors = {key.removeprefix(prefix): tensor for key, tensor in tensors.items()}
         notes.append(f"the prefix {prefix!r} was taken off all names")
     where = f" (under {weights.where!r})" if weights.where else ""
-    return Source(name, f"{name}, a {weights.kind}{where}", None, tensors, notes)
+    return Source(f"{name}, a {weights.kind}{where}", None, tensors, notes)
 
 
 def _options(init: str | None) -> dict[str, Any]:

@@ -99,8 +99,7 @@ def _ranks(layers: Sequence[WeightFacts], *, all_layers: bool) -> Iterator[str]:
     width = min(max(len(facts.name) for facts in shown), 48)
     yield f"  {'layer':<{width}}  {'units x inputs':>14}  {'rank':>11}  {'effective':>15}  {'size':>8}"
     for facts in shown:
-        groups, units, inputs = facts.shape
-        shape = f"{groups * units} x {inputs}"
+        shape = f"{facts.units} x {facts.shape[2]}"
         rank = f"{facts.rank} of {facts.random_rank}"
         effective = f"{facts.effective_rank:.1f} of {facts.random_effective_rank:.1f}"
         name = facts.name if len(facts.name) <= width else "..." + facts.name[3 - width :]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import bisect
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -195,12 +195,12 @@ def courses(history: Any) -> list[Course]:
 
 def _rows(history: Any) -> Iterable[Any]:
     own = getattr(history, "history", None)
-    if isinstance(own, list):
+    if isinstance(own, Sequence):
         history = own
     for each in [history] if isinstance(history, Mapping) else history:
         if isinstance(each, Mapping):
             yield each
-        elif isinstance(each, list | tuple) or hasattr(each, "history"):
+        elif hasattr(each, "history") or (isinstance(each, Sequence) and not isinstance(each, str)):
             yield from _rows(each)
         else:
             yield each

@@ -51,6 +51,7 @@ class Engine:
             that is done in a thread) and ``thread``, which is that one's and no time of the fit's.
         probes: steps observed.
         held_bytes: memory that the last step's sums took.
+        stride: optimizer steps of the last batch: several optimizers make several.
     """
 
     def __init__(self, run: Run, monitors: Iterable[Any]) -> None:
@@ -71,7 +72,7 @@ class Engine:
         self._step = Step()
         self._inside: int | None = None  # the thread that runs the training step now
         self._previous: int | None = None
-        self._stride = 1  # optimizer steps of the last batch: several optimizers make several
+        self.stride = 1
         self._agreed: set[str] = set()
         self._lazy = False  # whether layers have no shape yet
 
@@ -79,6 +80,10 @@ class Engine:
     def monitors(self) -> list[Any]:
         """The monitors of the fit."""
         return [seat.monitor for seat in self._seats]
+
+    def of_epochs(self) -> dict[str, bool]:
+        """Return whether a monitor reads at epochs' ends alone, by the first part of its keys."""
+        return {seat.quantity: isinstance(seat.monitor.schedule, EpochEnds) for seat in self._seats}
 
     @property
     def armed(self) -> bool:
@@ -180,17 +185,27 @@ class Engine:
         if ended and failure is not None:
             raise failure
 
+    def leave_out(self, monitors: Iterable[Any]) -> None:
+        """Let some monitors read no more."""
+        left_out = list(monitors)
+        self._seats[:] = [seat for seat in self._seats if not any(seat.monitor is each for each in left_out)]
+
     # -- a step -------------------------------------------------------------------------------
 
-    def batch_start(self, batch: Any) -> None:
-        """Arm the hooks if the coming optimizer step is due for a monitor."""
+    def batch_start(self, batch: Any, *, also: Collection[str] = ()) -> None:
+        """Arm the hooks if the coming optimizer step is due for a monitor.
+
+        Args:
+            batch: the step's first, or a further one.
+            also: first parts of the keys of monitors for which it is due in any case.
+        """
         run = self.run
         step = run.step
         if self.armed:
             self._end_batch()
         else:
             if self._previous is not None:
-                self._stride = max(1, step - self._previous)
+                self.stride = max(1, step - self._previous)
             self._previous = step
             run.batch = batch
             if self._lazy and not any(map(is_lazy, run.module.parameters())):
@@ -203,7 +218,8 @@ class Engine:
             self._due = [
                 seat
                 for seat in self._seats
-                if not isinstance(seat.monitor.schedule, EpochEnds) and step + self._stride >= seat.due
+                if not isinstance(seat.monitor.schedule, EpochEnds)
+                and (step + self.stride >= seat.due or seat.quantity in also)
             ]
             if not self._due:
                 return
@@ -339,14 +355,16 @@ class Engine:
         ran = {layer.name for layer in layers}
         # An expert that got no token is nothing to speak of where another got one.
         stacks = {layer.layer.holder for layer in layers if not layer.layer.in_order}
-        if silent := [
-            watch.layer.name
+        silent = [
+            watch
             for watch in watches
             if watch.layer.name not in ran and (watch.layer.in_order or watch.layer.holder not in stacks)
-        ]:
-            self._reader.warn(
-                f"layers that never ran have no readings: {', '.join(silent)}", f" (in step {self.run.step})"
-            )
+        ]
+        for transformed, why in ((False, "that never ran"), (True, "that only torch.func's transforms ran")):
+            if names := [watch.layer.name for watch in silent if watch.transformed == transformed]:
+                self._reader.warn(
+                    f"layers {why} have no readings: {', '.join(names)}", f" (in step {self.run.step})"
+                )
         self._read(due, layers, logger_step)
 
     def _disarm(self) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -12,8 +12,10 @@ from lightning.pytorch import Callback
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from typing_extensions import override
 
+from lightning_sym.engine.dashboard import FINAL, add_final_readings
+from lightning_sym.engine.deciders import Deciders
 from lightning_sym.engine.engine import Engine
-from lightning_sym.engine.publish import draw
+from lightning_sym.engine.loggers import Loggers
 from lightning_sym.engine.run import Run
 from lightning_sym.engine.seats import is_monitor
 from lightning_sym.sandbox import Sandbox
@@ -23,15 +25,21 @@ RETURNABLE = 40_000
 
 
 class TrainerRun(Run):
-    """A Trainer's fit."""
+    """A Trainer's fit.
+
+    Attributes:
+        taken: the step at which each key was read, in optimizer steps made.
+    """
 
     def __init__(self, trainer: Any, module: Any) -> None:
         super().__init__(module)
         self.trainer = trainer
+        self.taken: dict[str, int] = {}
         self.automatic = bool(module.automatic_optimization)
         self.accumulated = trainer.accumulate_grad_batches if self.automatic else 1
         self.clipped = bool(trainer.gradient_clip_val)
         self.datamodule = getattr(trainer, "datamodule", None)
+        self._loggers = Loggers(trainer.loggers, self.tell)
         precision = trainer.precision_plugin
         self.sandbox = Sandbox(
             module, precision=precision.forward_context, convert=precision.convert_input, trainer=trainer
@@ -91,16 +99,33 @@ class TrainerRun(Run):
         # Not through callback_metrics, which computes the user's metrics: their errors would look like ours.
         results = self.trainer._logger_connector._callback_metrics
         results.update({key: torch.tensor(value) for key, value in values.items()})
-        wrong = []
-        for logger in self.trainer.loggers:
+        self.taken.update(dict.fromkeys(values, self.read_at))
+        if self._loggers.sinks != self.trainer.loggers:
+            self._loggers = Loggers(self.trainer.loggers, self.tell)
+        return self._loggers.send(values, media, step, lead=self.trainer.is_global_zero)
+
+    def show_final_readings(self, monitors: Iterable[Any]) -> None:
+        """Put the last value of summaries beside the hyperparameters that are about to be logged."""
+        if not self.trainer.is_global_zero:
+            return
+        params: dict[str, Any] = {}
+        holders: tuple[Any, ...] = (self.module, self.datamodule)
+        for holder in holders:
+            if getattr(holder, "_log_hyperparams", False):
+                params |= holder.hparams_initial
+        params.pop("_class_path", None)  # LightningCLI's own
+        keys = [
+            key.replace(monitor.quantity, monitor.prefix, 1)
+            for key in FINAL
+            for monitor in monitors
+            if key.startswith(f"{monitor.quantity}/")
+        ]
+        for logger in self.trainer.loggers if keys else ():
             try:
-                if values:
-                    logger.log_metrics(dict(values), step=step)
-                if self.trainer.is_global_zero:
-                    draw(getattr(logger, "experiment", None), dict(media), step)
+                add_final_readings(logger, params, keys)
             except Exception as error:
-                wrong.append(f"{type(logger).__name__}: {type(error).__name__}: {error}")
-        return wrong
+                said = f"{type(logger).__name__}: {type(error).__name__}: {error}"
+                warnings.warn(f"no final readings beside the hyperparameters: {said}", stacklevel=2)
 
 
 class Driver(Callback):
@@ -108,21 +133,33 @@ class Driver(Callback):
 
     Attributes:
         engine: of the fit that is under way.
+        taken: the step at which each key was read last in this fit.
         seconds, probes, held_bytes: see :class:`~lightning_sym.engine.engine.Engine`; of the last fit.
     """
 
     def __init__(self) -> None:
         self.engine: Engine | None = None
+        self.deciders: Deciders | None = None
         self.seconds: dict[str, float] = {}
         self.probes = self.held_bytes = 0
+        self.taken: dict[str, int] = {}
 
     @override
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         self.close(trainer)
         monitors = [each for each in trainer.callbacks if is_monitor(each)]
-        engine = Engine(TrainerRun(trainer, pl_module), monitors)
+        run = TrainerRun(trainer, pl_module)
+        engine = Engine(run, monitors)
         engine.start()
-        self.engine = engine
+        run.show_final_readings(monitors)
+        self.engine, self.taken = engine, run.taken
+        self.deciders = Deciders(
+            trainer,
+            schedules=engine.of_epochs(),
+            taken=run.taken,
+            catch_up=lambda key: self._validated(trainer, {key}),
+        )
+        self.deciders.attach(trainer.callbacks)
 
     @override
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
@@ -131,7 +168,9 @@ class Driver(Callback):
     @override
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         def begin(engine: Engine) -> None:
-            engine.batch_start(batch)
+            run = engine.run
+            step = {"batch": batch_idx, "step": run.step + engine.stride, "accumulated": run.accumulated}
+            engine.batch_start(batch, also=self.deciders.wanted(**step) if self.deciders else ())
             if engine.armed:
                 self._show_steps(trainer, engine)
 
@@ -157,9 +196,11 @@ class Driver(Callback):
     @override
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
         if not trainer.sanity_checking:
-            watched = {str(getattr(each, "monitor", "")) for each in trainer.callbacks}
-            ends = bool(trainer.fit_loop.epoch_loop.batch_progress.is_last_batch)
-            self._drive(trainer, lambda engine: engine.validated(ends_epoch=ends, watched=watched))
+            self._validated(trainer, {str(getattr(each, "monitor", "")) for each in trainer.callbacks})
+
+    def _validated(self, trainer: Any, watched: set[str]) -> None:
+        ends = bool(trainer.fit_loop.epoch_loop.batch_progress.is_last_batch)
+        self._drive(trainer, lambda engine: engine.validated(ends_epoch=ends, watched=watched))
 
     @override
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
@@ -186,6 +227,9 @@ class Driver(Callback):
     def close(self, trainer: Any, *, ended: bool = False) -> None:
         """Take every hook off and let go of the fit, which has come to its end or is broken off."""
         _unwrap(trainer.strategy)
+        if self.deciders is not None:
+            self.deciders.detach()
+            self.deciders = None
         if self.engine is not None:
             engine, self.engine = self.engine, None
             for each in (self, *engine.monitors):  # Lightning's, bound to the module
@@ -258,6 +302,23 @@ def driver_of(trainer: Any) -> Driver:
         if isinstance(each, Driver):
             return each
     raise ValueError("the Trainer has not fitted with monitors yet")
+
+
+def reading_age(trainer: Any, key: str) -> int | None:
+    """Return how many optimizer steps ago a reading in ``trainer.callback_metrics`` was taken.
+
+    Args:
+        trainer: which fits with monitors, or has.
+        key: of the reading, ``"knn/accuracy"`` say.
+
+    Returns:
+        0 for a reading of the present weights; None if nothing was read under the key in this fit.
+
+    Raises:
+        ValueError: if the Trainer has not fitted with monitors.
+    """
+    taken = driver_of(trainer).taken.get(key)
+    return None if taken is None else int(trainer.global_step) - taken
 
 
 def _return_few(trainer: Any) -> None:

@@ -14,12 +14,13 @@ from torch import nn
 from typing_extensions import override
 
 from lightning_sym.engine.engine import Engine
-from lightning_sym.engine.publish import draw
+from lightning_sym.engine.loggers import Loggers
 from lightning_sym.engine.run import Run
 from lightning_sym.engine.seats import is_monitor
 from lightning_sym.sandbox import Sandbox
 
-#: What takes readings: a TensorBoard ``SummaryWriter``, or a function of ``{key: value}`` and the step.
+#: What takes readings: a TensorBoard ``SummaryWriter``, a logger of Lightning's or Fabric's, or a function of
+#: ``{key: value}`` and the step.
 Sink = Any
 
 
@@ -54,8 +55,8 @@ def watch(
         module: what is trained; wrappers of DDP and Fabric are looked through.
         optimizer: the optimizer, or all of them.
         monitors: a monitor, or several (:func:`~lightning_sym.callbacks.monitors`).
-        to: who takes readings besides the histories: a TensorBoard ``SummaryWriter``, a function of
-            ``({key: value}, step)``, or several.
+        to: who takes readings besides the histories: a TensorBoard ``SummaryWriter``, a logger of Lightning's
+            or Fabric's, a function of ``({key: value}, step)``, or several.
         accumulate: backward passes a step, each of a loss that is divided by this number.
         scaler: the ``torch.amp.GradScaler``, if there is one.
         precision: makes the context that forward passes run in, such as
@@ -87,7 +88,8 @@ class LoopRun(Run):
         precision: Callable[[], AbstractContextManager[Any]] | None,
     ) -> None:
         super().__init__(module)
-        self.accumulated, self._scaler, self._sinks = accumulate, scaler, sinks
+        self.accumulated, self._scaler = accumulate, scaler
+        self._loggers = Loggers(sinks, self.tell)
         self._optimizers = optimizers
         self.steps = 0
         self.stopped = False
@@ -120,18 +122,7 @@ class LoopRun(Run):
 
     @override
     def send(self, values: Mapping[str, float], media: Mapping[str, Any], step: int) -> list[str]:
-        wrong = []
-        for sink in self._sinks if self.ranks.rank == 0 else ():
-            try:
-                if hasattr(sink, "add_scalar"):
-                    for key, value in values.items():
-                        sink.add_scalar(key, value, step)
-                    draw(sink, dict(media), step)
-                else:
-                    sink(dict(values), step)
-            except Exception as error:
-                wrong.append(f"{type(sink).__name__}: {type(error).__name__}: {error}")
-        return wrong
+        return self._loggers.send(values, media, step) if self.ranks.rank == 0 else []
 
 
 class Watching:
@@ -180,7 +171,8 @@ class Watching:
         self._window = contextlib.ExitStack()
         self._told = 0  # batches since the last step
         self._stepped: set[int] = set()
-        self._wants_batch = scaler is not None or any(monitor.runs_module for monitor in self.monitors)
+        self._scaled = scaler is not None
+        self._wants_batch = self._scaled or any(map(_needs_batch, self.monitors))
         self._reminded = False
 
     def __enter__(self) -> Self:
@@ -228,20 +220,25 @@ class Watching:
         self.engine.flush()
 
     def _remind(self) -> None:
-        """Say once that nothing is read, since no batch was told.
+        """Say once what is not read, since no batch was told; the other monitors read from the next step on.
 
         Raises:
-            ValueError: if a monitor is strict.
+            ValueError: if a monitor that is not read is strict.
         """
         if self._reminded:
             return
         self._reminded = True
-        names = [type(monitor).__name__ for monitor in self.monitors if monitor.runs_module]
-        wants = ", ".join(dict.fromkeys(names)) or "a gradient scaler, which may skip a step,"
-        said = f"{wants} needs watching.batch(batch) at the head of each step; without it nothing is read"
-        if any(monitor.strict for monitor in self.monitors):
+        lost = [monitor for monitor in self.monitors if self._scaled or _needs_batch(monitor)]
+        names = ", ".join(dict.fromkeys(type(monitor).__name__ for monitor in lost))
+        who = "a gradient scaler, which may skip a step," if self._scaled else names
+        what = "nothing is read" if self._scaled else "these read nothing"
+        said = f"{who} needs watching.batch(batch) at the head of each step; without it {what}"
+        if any(monitor.strict for monitor in lost):
             raise ValueError(said)
         warnings.warn(said, stacklevel=3)
+        if not self._scaled:
+            self.engine.leave_out(lost)
+            self._wants_batch = False
 
     def _begin_step(self) -> None:
         self._told, self._stepped = 0, set()
@@ -251,6 +248,8 @@ class Watching:
     def _after_step(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
         if threading.get_ident() != self.engine.thread:
             return  # another thread trains with the same optimizer
+        if not any(optimizer is each for each in self._run.optimizers):
+            return  # a wrapper's, around the step that was counted
         self._run.steps += 1
         if self._wants_batch and not self._told:
             self._remind()
@@ -262,6 +261,11 @@ class Watching:
             self._begin_step()
 
 
+def _needs_batch(monitor: Any) -> bool:
+    """Return whether a monitor runs the module on the batch of a due step."""
+    return bool(monitor.runs_module and not monitor.reads_epochs)
+
+
 def _check(module: Any, *, to: Any, scaler: Any, precision: Any) -> None:
     """Refuse arguments of the wrong type.
 
@@ -271,10 +275,10 @@ def _check(module: Any, *, to: Any, scaler: Any, precision: Any) -> None:
     if not isinstance(module, nn.Module):
         raise TypeError(f"module must be a torch.nn.Module, got {type(module).__name__}")
     for sink in to if isinstance(to, Sequence) and not isinstance(to, str) else [to]:
-        if not (callable(sink) or hasattr(sink, "add_scalar")):
+        if not (callable(sink) or hasattr(sink, "add_scalar") or hasattr(sink, "log_metrics")):
             raise TypeError(
-                "to must be a SummaryWriter, a function of the readings and the step, or several, got "
-                f"{type(sink).__name__}"
+                "to must be a SummaryWriter, a logger, a function of the readings and the step, or several, "
+                f"got {type(sink).__name__}"
             )
     if scaler is not None and not hasattr(scaler, "get_scale"):
         raise TypeError(f"scaler must be a torch.amp.GradScaler, got {type(scaler).__name__}")
@@ -289,7 +293,10 @@ def _torch_optimizer(optimizer: Any) -> torch.optim.Optimizer:
         TypeError: if there is none.
     """
     inner = optimizer
-    while not isinstance(inner, torch.optim.Optimizer) or type(inner).__name__ == "_FabricOptimizer":
+    # Fabric's is of a class that is made for the one inside, which it inherits from as well.
+    while not isinstance(inner, torch.optim.Optimizer) or "_FabricOptimizer" in {
+        kind.__name__ for kind in type(inner).__mro__
+    }:
         if not hasattr(inner, "optimizer"):
             raise TypeError(f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}")
         inner = inner.optimizer

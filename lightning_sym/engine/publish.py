@@ -1,8 +1,8 @@
-"""From readings to the history, the loggers and what callbacks may watch."""
+"""From what a monitor yields to scalars and media by key."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 from torch import Tensor
@@ -34,19 +34,3 @@ def sorted_out(readings: Iterable[Any], quantity: str) -> tuple[dict[str, float]
                 f"figure, got {type(reading.value).__name__}"
             )
     return values, media
-
-
-def draw(experiment: Any, media: dict[str, Any], step: int) -> None:
-    """Send what is not a scalar to a logger's experiment, where it is able to take it."""
-    for key, value in media.items():
-        if isinstance(value, str):
-            if hasattr(experiment, "add_text"):
-                experiment.add_text(key, value, step)
-        elif isinstance(value, Tensor):
-            flat = value.detach().flatten()
-            flat = flat[flat.isfinite()]
-            if hasattr(experiment, "add_histogram") and flat.numel():
-                experiment.add_histogram(key, flat.cpu().double(), step)
-        elif hasattr(experiment, "add_figure"):
-            figure: Callable[[], Any] = value
-            experiment.add_figure(key, figure(), step, close=True)

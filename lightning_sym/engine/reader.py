@@ -21,6 +21,7 @@ from lightning_sym.engine.ranks import RankError
 from lightning_sym.engine.run import Run
 from lightning_sym.engine.seats import Seat
 from lightning_sym.observe.observation import LayerObservation, Observation
+from lightning_sym.sandbox import NotApartError
 
 #: Optimizer steps after which readings that were computed in a thread are published.
 LAG = 4
@@ -175,11 +176,16 @@ class Reader:
     def _publish(self, seat: Seat, found: Found, step: int, logger_step: int) -> None:
         began = time.perf_counter()
         values, media = found
-        seat.monitor.history.append({"step": step, "fit": seat.monitor.fit, **values})
+        wrong = []
+        try:
+            seat.monitor.history.append({"step": step, "fit": seat.monitor.fit, **values})
+        except OSError as error:  # of its file
+            wrong.append(f"{type(error).__name__}: {error}")
         own = len(seat.monitor.prefix)
         values = {seat.quantity + key[own:]: value for key, value in values.items()}
         media = {seat.quantity + key[own:]: value for key, value in media.items()}
-        for said in self.run.send(values, media, logger_step):
+        self.run.read_at = step
+        for said in [*wrong, *self.run.send(values, media, logger_step)]:
             if seat.monitor.strict:
                 raise RuntimeError(said)
             self.warn(f"{type(seat.monitor).__name__} could not log: {said}", "")
@@ -195,6 +201,14 @@ class Reader:
             if monitor.strict:
                 raise own_error(failure) from None
             on = f" on rank {failure.rank}" if self.run.ranks.size > 1 else ""
+            kind, _, reason = failure.said.partition(": ")
+            if kind == NotApartError.__name__:  # nobody else could run it either
+                self.warn(
+                    reason,
+                    f"{on}. Off are the readings of {', '.join(_running_the_module(self._seats))}. The fit "
+                    "goes on without them; pass strict=True to raise instead.",
+                )
+                return None
             self.warn(
                 f"{type(monitor).__name__} failed in {failure.place or where()}",
                 f" at step {self.run.step if step is None else step}{on}: {failure.said}. The fit goes on "
@@ -222,3 +236,13 @@ def own_error(failure: RankError) -> Exception:
 def place(method: str, seen: Observation) -> str:
     """Return where a monitor is, for error messages."""
     return f"{method} of layer {seen.current}" if seen.current else method
+
+
+def _running_the_module(seats: list[Seat]) -> list[str]:
+    """Return who runs the module outside of its step, and for which readings."""
+    parts = {
+        type(each).__name__: f" ({each.module_readings})" if each.module_readings else ""
+        for each in (seat.monitor for seat in seats)
+        if each.runs_module
+    }
+    return [name + part for name, part in parts.items()]

@@ -33,6 +33,7 @@ class Run:
         batch: the batch that is being run, or was run last.
         sandbox: runs the module outside its step.
         datamodule: the Trainer's, if it has one.
+        read_at: the step at which was read what is sent, in optimizer steps made.
     """
 
     #: Whether the driver calls ``Engine.stepped`` itself.
@@ -42,6 +43,7 @@ class Run:
     accumulated = 1
     loss_scale = 1.0
     epoch = 0
+    read_at = 0
     datamodule: Any = None
     sandbox: Sandbox
 

@@ -60,5 +60,14 @@ def seated(monitors: list[Any]) -> list[Seat]:
                 f"{type(same[0]).__name__} and {type(monitor).__name__} would both log under "
                 f"{monitor.prefix}/...; give one of them a name of its own, such as name='{monitor.prefix}_b'"
             )
+        if any(_file(other) == _file(monitor) is not None for other in same):
+            raise ValueError(
+                f"two monitors would keep their history in {_file(monitor)}; give one of them a name of its "
+                f"own, such as name='{monitor.prefix}_b'"
+            )
         seats.append(Seat(monitor, monitor.prefix + (f"_{len(same) + 1}" if same else "")))
     return seats
+
+
+def _file(monitor: Any) -> Any:
+    return getattr(monitor.history, "path", None)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.adam import adam
 
 from lightning_sym.engine.batch import Arguments
 from lightning_sym.sandbox import Apart, Sandbox
@@ -62,9 +63,11 @@ def trainability(
 
 def _draw_anew(module: nn.Module) -> None:
     for child in module.modules():
-        reset = getattr(child, "reset_parameters", None) or getattr(child, "_reset_parameters", None)
-        if callable(reset):
-            reset()
+        for name in ("reset_parameters", "_reset_parameters"):
+            # Not of a wrapper that hands on what the module inside of it has: that one comes by itself.
+            if callable(getattr(type(child), name, None)):
+                getattr(child, name)()
+                break
 
 
 def _progress(
@@ -80,7 +83,10 @@ def _progress(
     parameters = [p for p in apart.module.parameters() if p.requires_grad]
     if not parameters:
         raise ValueError("trainability needs a module with parameters that are trained, found none")
-    optimizer = torch.optim.Adam(parameters, lr=lr)
+    for child in apart.module.modules():
+        if isinstance(child, nn.Embedding | nn.EmbeddingBag):
+            child.sparse = False  # the same gradient, which Adam takes
+    update = _adam(parameters, lr)
     args, kwargs = apart.place((arguments.args, arguments.kwargs))
     target: Tensor | None = None
     first = loss = torch.tensor(float("nan"))
@@ -98,7 +104,39 @@ def _progress(
         if step == 0:
             first = loss.detach()
         if step < steps:
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
+            torch.autograd.backward(loss)  # not grad(), which re-entrant checkpoints refuse
+            update([p.grad for p in parameters])
+            apart.module.zero_grad()
     return float(1 - loss.detach() / first)
+
+
+def _adam(parameters: list[nn.Parameter], lr: float) -> Callable[[Sequence[Tensor | None]], None]:
+    """Return Adam's update of parameters by gradients, in place.
+
+    No optimizer object: torch's hooks for all optimizers, and whatever else counts steps and backward
+    passes of a fit, would see it.
+    """
+    means, squares = ([torch.zeros_like(p) for p in parameters] for _ in range(2))
+    counts = [torch.tensor(0.0) for _ in parameters]
+
+    def update(gradients: Sequence[Tensor | None]) -> None:
+        known = {i: gradient for i, gradient in enumerate(gradients) if gradient is not None}
+        with torch.no_grad():
+            adam(
+                [parameters[i] for i in known],
+                list(known.values()),
+                [means[i] for i in known],
+                [squares[i] for i in known],
+                [],
+                [counts[i] for i in known],
+                has_complex=any(p.is_complex() for p in parameters),
+                amsgrad=False,
+                maximize=False,
+                lr=lr,
+                beta1=0.9,
+                beta2=0.999,
+                eps=1e-8,
+                weight_decay=0.0,
+            )
+
+    return update

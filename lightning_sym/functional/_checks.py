@@ -22,6 +22,7 @@ def as_real(tensor: Tensor, *, name: str) -> Tensor:
     if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
         kind = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
         raise TypeError(f"{name} must be a real floating-point tensor, got {kind}")
+    _check_dense(tensor, name=name)
     return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
@@ -34,7 +35,13 @@ def as_counts(tensor: Tensor, *, name: str) -> Tensor:
     if not isinstance(tensor, Tensor) or tensor.is_complex() or tensor.dtype == torch.bool:
         kind = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
         raise TypeError(f"{name} must be a tensor of real numbers, got {kind}")
+    _check_dense(tensor, name=name)
     return tensor.double()
+
+
+def _check_dense(tensor: Tensor, *, name: str) -> None:
+    if tensor.layout != torch.strided:
+        raise TypeError(f"{name} must be a dense tensor, got {tensor.layout}; pass {name}.to_dense()")
 
 
 def as_filled(tensor: Tensor, *, name: str) -> Tensor:

@@ -35,6 +35,9 @@ from lightning_sym.functional._checks import (
     promoted,
 )
 
+#: The two matrices of each relation of a side: the representation's h, the gradient's g, the weight's z.
+RELATION_PAIRS: dict[str, tuple[str, str]] = {"rga": ("h", "g"), "rwa": ("h", "z"), "gwa": ("g", "z")}
+
 
 class Relations(NamedTuple):
     """The three relations of one side of a layer, each a correlation in ``[-1, 1]``.
@@ -254,8 +257,7 @@ def side_alignments(matrices: dict[str, Tensor]) -> tuple[dict[str, Tensor], dic
         first = next(iter(matrices))
         check_same_shape(matrices[first], matrix, names=f"{first} and {name}")
     deviation = {name: _unit_deviation(matrix) for name, matrix in matrices.items()}
-    pairs = {"rga": ("h", "g"), "rwa": ("h", "z"), "gwa": ("g", "z")}
-    pairs = {name: pair for name, pair in pairs.items() if set(pair) <= deviation.keys()}
+    pairs = {name: pair for name, pair in RELATION_PAIRS.items() if set(pair) <= deviation.keys()}
     levels = {
         name: torch.dot(deviation[a].flatten(), deviation[b].flatten()).clamp(-1, 1)
         for name, (a, b) in pairs.items()

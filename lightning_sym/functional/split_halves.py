@@ -23,10 +23,9 @@ import torch
 from torch import Tensor
 
 from lightning_sym.functional._checks import as_square, check_same_shape, nan_like, promoted
+from lightning_sym.functional.alignment import RELATION_PAIRS
 
 Halves = Tensor | tuple[Tensor, Tensor]
-
-_PAIRS = {"rga": ("h", "g"), "rwa": ("h", "z"), "gwa": ("g", "z")}
 
 
 def split_alignment(a_halves: Halves, b_halves: Halves) -> Tensor:
@@ -125,7 +124,7 @@ def split_side_alignments(
     """
     if unknown := matrices.keys() - {"h", "g", "z"}:
         raise ValueError(f"matrices must be called h, g and z, got {sorted(unknown)}")
-    pairs = {name: pair for name, pair in _PAIRS.items() if set(pair) <= matrices.keys()}
+    pairs = {name: pair for name, pair in RELATION_PAIRS.items() if set(pair) <= matrices.keys()}
     return _relations(matrices, pairs=pairs)
 
 

@@ -268,7 +268,7 @@ def _sides(
     w_UI = _incoming(weight, bias)
     if outgoing is None:
         return [w_UI]
-    out = as_real(outgoing.detach(), name="outgoing")
+    out = as_real(outgoing, name="outgoing").detach()
     if not out.numel() or outgoing.ndim < 2 or outgoing.shape[1] != w_UI.shape[0]:
         raise ValueError(
             f"outgoing must be the next layer's weight [M, U={w_UI.shape[0]}, ...], "
@@ -278,13 +278,13 @@ def _sides(
 
 
 def _incoming(weight: Tensor, bias: Tensor | None) -> Tensor:
-    w = as_real(weight.detach(), name="weight")
+    w = as_real(weight, name="weight").detach()
     if weight.ndim < 2 or weight.numel() < 1:
         raise ValueError(f"weight must be [U, ...] with two dimensions or more, got {tuple(weight.shape)}")
     w_UI = w.flatten(1)
     if bias is None:
         return w_UI
-    b_U = as_real(bias.detach(), name="bias").to(w_UI.device)
+    b_U = as_real(bias, name="bias").detach().to(w_UI.device)
     if bias.shape != weight.shape[:1]:
         raise ValueError(f"bias must be [U={weight.shape[0]}], got {tuple(bias.shape)}")
     return torch.cat(promoted(w_UI, b_U[:, None]), dim=1)

@@ -52,6 +52,8 @@ def as_pair(z_a: Tensor, z_b: Tensor) -> tuple[Tensor, Tensor]:
 def _check_float(z: Tensor, *, name: str) -> None:
     if not isinstance(z, Tensor) or not z.is_floating_point():
         raise TypeError(f"{name} must be a floating-point tensor, got {getattr(z, 'dtype', type(z))}")
+    if z.layout != torch.strided:
+        raise TypeError(f"{name} must be a dense tensor, got {z.layout}; pass {name}.to_dense()")
 
 
 def check_batch(z_a: Tensor) -> None:

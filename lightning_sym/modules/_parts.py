@@ -38,25 +38,44 @@ def backbone(name: str, *, small_images: bool = False, **options: Any) -> tuple[
         )
     model = timm.create_model(name, num_classes=0, **options)
     if small_images:
-        _small_stem(model, name)
+        put_small_stem(model, name)
     return model, int(model.num_features)  # type: ignore[arg-type]
 
 
-def _small_stem(model: nn.Module, name: str) -> None:
+def small_stem(model: nn.Module, name: str) -> dict[str, tuple[str, dict[str, Any]]]:
+    """Return which modules of a ResNet are others with the stem for small images, as torch makes them.
+
+    Returns:
+        By the module's name: the name of a class in ``torch.nn``, and its keyword arguments.
+
+    Raises:
+        ValueError: if the model is no ResNet of timm's.
+    """
     from timm.models.resnet import ResNet
 
     if not isinstance(model, ResNet):
         raise ValueError(
             f"small_images gives a ResNet another stem, got the backbone {name!r}; pass small_images=False"
         )
+    deep = isinstance(model.conv1, nn.Sequential)
     first = model.conv1[0] if isinstance(model.conv1, nn.Sequential) else model.conv1
-    if isinstance(model.conv1, nn.Sequential):
-        first.stride = (1, 1)  # type: ignore[assignment]
-    else:
-        small = nn.Conv2d(first.in_channels, first.out_channels, 3, padding=1, bias=first.bias is not None)
-        nn.init.kaiming_normal_(small.weight, mode="fan_out", nonlinearity="relu")
-        model.conv1 = small
-    model.maxpool = nn.Identity()  # type: ignore[assignment]
+    convolution = {
+        "in_channels": first.in_channels, "out_channels": first.out_channels, "kernel_size": 3, "stride": 1,
+        "padding": 1, "bias": first.bias is not None,
+    }  # fmt: skip
+    return {"conv1.0" if deep else "conv1": ("Conv2d", convolution), "maxpool": ("Identity", {})}
+
+
+def put_small_stem(model: nn.Module, name: str) -> None:
+    """Give a ResNet the stem for small images; weights of the same shape are kept."""
+    for part, (kind, options) in small_stem(model, name).items():
+        made, old = getattr(nn, kind)(**options), model.get_submodule(part)
+        if isinstance(made, nn.Conv2d) and isinstance(old, nn.Conv2d):
+            if made.weight.shape == old.weight.shape:
+                made.weight, made.bias = old.weight, old.bias
+            else:
+                nn.init.kaiming_normal_(made.weight, mode="fan_out", nonlinearity="relu")
+        model.set_submodule(part, made)
 
 
 def projector(features: int, widths: Sequence[int], *, last_norm: bool = False) -> nn.Sequential:

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from lightning_sym._extras import need
+from lightning_sym.modules import _parts
 
 FOREIGN = "object:"  # what stands in a checkpoint for an argument that is no plain value
 FROM_ELSEWHERE = ("pretrained", "checkpoint_path", "cache_dir")  # timm's: weights come from the file
@@ -77,7 +78,9 @@ def refuse_foreign(**given: Any) -> None:
                 )
 
 
-def export(backbone: nn.Module, path: str | Path, *, name: str, options: Mapping[str, Any]) -> None:
+def export(
+    backbone: nn.Module, path: str | Path, *, name: str, options: Mapping[str, Any], small_images: bool
+) -> None:
     """Write a timm model's weights, and in the file's metadata how timm makes the model.
 
     Args:
@@ -85,6 +88,7 @@ def export(backbone: nn.Module, path: str | Path, *, name: str, options: Mapping
         path: of the safetensors file.
         name: what timm calls it.
         options: of ``create_model``.
+        small_images: whether it was given the stem for small images.
 
     Raises:
         ValueError: if the options cannot be written as JSON, or no longer make such a model.
@@ -105,10 +109,16 @@ def export(backbone: nn.Module, path: str | Path, *, name: str, options: Mapping
     weights = {key: value.detach().cpu().clone() for key, value in backbone.state_dict().items()}
     with torch.random.fork_rng(devices=[]), torch.device("meta"):
         again = timm.create_model(name, **json.loads(told))
+        parts = _parts.small_stem(again, name) if small_images else {}
+        for part, (kind, made_with) in parts.items():
+            again.set_submodule(part, getattr(nn, kind)(**made_with))
     expected = {key: value.shape for key, value in again.state_dict().items()}
     if expected != {key: value.shape for key, value in weights.items()}:
         raise ValueError(
             f"backbone was changed after timm made it as {name!r} with {kept}: timm cannot rebuild it; "
             "save its state_dict() instead"
         )
-    save_file(weights, str(path), metadata={"format": "pt", "timm_name": name, "timm_args": told})
+    metadata = {"format": "pt", "timm_name": name, "timm_args": told}
+    if parts:
+        metadata["timm_parts"] = json.dumps(parts)
+    save_file(weights, str(path), metadata=metadata)

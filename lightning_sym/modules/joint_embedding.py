@@ -182,27 +182,35 @@ class JointEmbedding(LightningModule):
         """Write the backbone as a safetensors file from which timm alone rebuilds it.
 
         The file's metadata hold ``timm_name`` and ``timm_args``, JSON of the arguments of
-        ``timm.create_model``; the weights go in with ``load_state_dict``. Weights of another type than
-        float32 keep it: the rebuilt model is then to be cast.
+        ``timm.create_model``; the weights go in with ``load_state_dict``. timm's ResNets have no argument
+        for the stem of ``small_images=True``, whose first convolution has stride one: the metadata then
+        hold ``timm_parts`` too, JSON of the modules of ``torch.nn`` to put into the model before the
+        weights go in, ``{"conv1": ["Conv2d", {...}], "maxpool": ["Identity", {}]}``::
+
+            for name, (kind, options) in json.loads(metadata.get("timm_parts", "{}")).items():
+                model.set_submodule(name, getattr(torch.nn, kind)(**options))
+
+        Weights of another type than float32 keep it: the rebuilt model is then to be cast.
 
         Args:
             path: of the file.
 
         Raises:
             ValueError: if timm cannot rebuild the backbone from its name and arguments: it is no timm
-                model, has the stem for small images, or was changed.
+                model, or was changed.
         """
         if not isinstance(self._timm_name, str):
             raise ValueError(
                 f"backbone must be the name of a timm model to be exported, got a {self.backbone_name}; save "
                 "module.backbone.state_dict() instead"
             )
-        if self._small_images:
-            raise ValueError(
-                "small_images=True gave the backbone a stem that timm.create_model cannot make; save "
-                "module.backbone.state_dict() instead, or train with small_images=False"
-            )
-        _saving.export(self.backbone, path, name=self._timm_name, options=self._backbone_options)
+        _saving.export(
+            self.backbone,
+            path,
+            name=self._timm_name,
+            options=self._backbone_options,
+            small_images=self._small_images,
+        )
 
     @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -23,7 +23,7 @@ from torch._C import (
 from torch.overrides import TorchFunctionMode
 from typing_extensions import override
 
-from lightning_sym.observe.hooks import aside, in_backward
+from lightning_sym.observe.hooks import aside, in_backward, transforming
 from lightning_sym.observe.layers import watchable_layers
 from lightning_sym.observe.recurrent import RECURRENT, gates, near_ends, reach
 from lightning_sym.observe.weights import accumulation_dtype
@@ -100,7 +100,7 @@ class FunctionWatch:
 
     def see(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Any) -> None:
         """Take in a call; an error is kept."""
-        if self.error is not None:
+        if self.error is not None or transforming():
             return
         try:
             self._see(getattr(func, "__name__", ""), args, kwargs, result)
@@ -243,12 +243,13 @@ class FunctionWatch:
     # -- recurrent modules --------------------------------------------------------------------
 
     def _recurrent(self, name: str, args: tuple[Any, ...], result: Any) -> None:
-        if len(args) != 9 or not isinstance(args[2], list | tuple):
-            return  # packed sequences
-        weights = args[2]
+        if len(args) != 9:
+            return
+        packed = not isinstance(args[3], bool)  # then batch sizes stand before the states
+        weights = args[3] if packed else args[2]
         self._after = self._names.get(id(weights[1]), self._after)
         self.ran.setdefault(self._after)
-        if not self._counts(result[0]):
+        if packed or not self._counts(result[0]):
             return
         with aside(result[0].device.type):
             shares = gates(name, args, result[0])

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
@@ -51,6 +52,11 @@ def aside(device_type: str) -> Iterator[None]:
 def in_backward() -> bool:
     """Return whether a backward pass is running in this thread (a recomputed forward, then)."""
     return torch._C._current_graph_task_id() != -1
+
+
+def transforming() -> bool:
+    """Return whether a transform of ``torch.func`` (vmap, grad, jvp, ...) is running in this thread."""
+    return torch._C._functorch.peek_interpreter_stack() is not None
 
 
 class LayerWatch:
@@ -212,6 +218,7 @@ class LayerWatch:
         self.calls = torch.zeros(1, dtype=accumulation_dtype(self.device), device=self.device)
         self.errors: dict[Statistic, Exception] = {}
         self.fed_by_data = True
+        self.transformed = False
         self._mode = ""  # "plain" while only passes without gradient were seen, then "graph"
         self._foreign = False  # another optimizer stepped since
         self._compared, self._no_weight = False, ""
@@ -227,7 +234,7 @@ class LayerWatch:
         try:
             yield
         except Exception as error:
-            self.errors.setdefault(statistic, error)
+            self.errors.setdefault(statistic, _let_go(error))
 
     def attach(self) -> None:
         """Register the hooks."""
@@ -284,11 +291,32 @@ class LayerWatch:
 
     def open(self) -> bool:
         """Return whether a call that is made now may be taken in."""
-        return not self.closed and (in_backward() or self._looking())
+        if self.closed or self._is_transformed():
+            return False
+        return in_backward() or self._looking()
+
+    def _is_transformed(self) -> bool:
+        """Return whether a transform of ``torch.func`` runs, whose tensors don't outlive it."""
+        if not transforming():
+            return False
+        self.transformed = self.transformed or self._looking()
+        return True
+
+    def guard(self, hook: Callable[..., None]) -> Callable[..., None]:
+        """Return a hook that keeps what goes wrong in it: nothing of ours ends the user's step."""
+
+        def guarded(*args: Any) -> None:
+            try:
+                hook(*args)
+            except Exception as error:
+                self.fail(error)
+
+        return guarded
 
     def fail(self, error: Exception) -> None:
         """Take note of an error while a call was looked at: no statistic has a result."""
         if self.open():
+            error = _let_go(error)
             self.errors.update({s: error for s in self.statistics if s not in self.errors})
 
     def unreadable(self, reason: str) -> None:
@@ -344,7 +372,9 @@ class LayerWatch:
             The call, or None if it was not taken in.
         """
         again = in_backward()  # a recomputed forward, after the training step has returned
-        if self.closed or not output.numel() or not (again or (self._looking() and self._belongs())):
+        if self.closed or not output.numel() or self._is_transformed():
+            return None
+        if not again and not (self._looking() and self._belongs()):
             return None
         with self._timed():
             mine = output if part is None else part(output)
@@ -363,7 +393,7 @@ class LayerWatch:
                 self._show(call, Tally.hold)
                 if graph is None:
                     # The hook goes on the output itself: a slice of it has no part in the graph.
-                    output.register_hook(partial(self._gradient, call, part))
+                    output.register_hook(self.guard(partial(self._gradient, call, part)))
         call.release()
         return call
 
@@ -422,6 +452,21 @@ class LayerWatch:
                 )
             return found
         return []
+
+
+def _let_go(error: Exception) -> Exception:
+    """Return an error that tells where it was raised in words, not by the frames of the user's pass.
+
+    These hold activations, whose hooks hold the watch, which keeps the error: a ring through the autograd
+    graph, which the garbage collector can't see.
+    """
+    if error.__traceback__ is not None:
+        error.add_note("Observed here:\n" + "".join(traceback.format_tb(error.__traceback__)))
+    each: BaseException | None = error
+    while each is not None:
+        each.__traceback__ = None
+        each = each.__cause__ or each.__context__
+    return error
 
 
 def _product(h_NA: Tensor, blocks: Tensor, bias: Tensor | None) -> Tensor:

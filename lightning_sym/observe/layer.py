@@ -206,7 +206,7 @@ class Layer:
         if _has_own_forward(module):
             capture = watch.step.shared(("products", module), partial(Capture, module))
             handles.append(capture.attach())
-        seen = partial(self.seen, watch, capture)
+        seen = watch.guard(partial(self.seen, watch, capture))
         handles.append(module.register_forward_hook(seen, with_kwargs=True))
         if self.parent is not None:
             within = watch.step.shared(("products", self.parent), partial(Capture, self.parent))
@@ -229,8 +229,8 @@ class Layer:
         return args[0] if args else next(iter(kwargs.values()), None)
 
     def output_of(self, output: Any) -> Any:
-        """Return the output out of what a call returned."""
-        return output
+        """Return the output out of what a call returned: the first, where it returned several things."""
+        return output[0] if isinstance(output, list | tuple) and output else output
 
     def mine(self, output: Tensor) -> Tensor:
         """Return this layer's part of what its module put out."""
@@ -246,13 +246,9 @@ class Layer:
         output: Any,
     ) -> None:
         """Show a call of the module to a watch."""
-        try:
-            y = self.output_of(output)
-            if not isinstance(y, Tensor):
-                return
-            x = self.input_of(args, kwargs)
-        except Exception as error:  # an adapter's own functions may raise
-            watch.fail(error)
+        y, x = self.output_of(output), self.input_of(args, kwargs)
+        if not isinstance(y, Tensor):
+            watch.unreadable(f"its output is of type {type(y).__name__}, not a tensor")
             return
         if self.linear and self.span is None and self._width(y) != self.out_features:
             watch.unreadable("its outputs are not those of its type")

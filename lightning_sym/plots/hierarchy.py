@@ -13,7 +13,11 @@ if TYPE_CHECKING:
 
 
 def course(
-    history: Sequence[Mapping[str, float]], *, events: Iterable[Mapping[str, Any]], title: str = ""
+    history: Sequence[Mapping[str, float]],
+    *,
+    events: Iterable[Mapping[str, Any]],
+    title: str = "",
+    quantity: str = "hierarchy",
 ) -> Figure:
     """Draw the loss with its drops shaded, and below the share of each symmetry's units that is broken.
 
@@ -24,6 +28,7 @@ def course(
         history: rows as in ``HierarchyMonitor.history``, of one run.
         events: as in ``HierarchyMonitor.events``; those of other steps than the history's are left out.
         title: of the figure.
+        quantity: the first part of its keys: the monitor's ``name``, where it has one.
 
     Returns:
         A matplotlib figure; it is no part of pyplot's state.
@@ -39,11 +44,13 @@ def course(
         raise ValueError("history must hold a row, got none")
     first, last = history[0]["step"], history[-1]["step"]
     shown = [event for event in events if first <= event["step"] <= last]
-    labels = [key.partition("/")[2] for key in history[-1] if _is_share(key)]
+    labels = [
+        key.partition("/")[2] for key in history[-1] if key.startswith(f"{quantity}/") and _is_share(key)
+    ]
     colours = {label: f"C{k % 10}" for k, label in enumerate(labels)}
     figure = Figure(figsize=(7, 4.6), layout="constrained")
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
-    points = [(row["step"], row["hierarchy/loss"]) for row in history if "hierarchy/loss" in row]
+    points = [(row["step"], row[f"{quantity}/loss"]) for row in history if f"{quantity}/loss" in row]
     if points:
         above.plot(*zip(*points, strict=True), color="black", linewidth=1.4)
         if min(loss for _, loss in points) > 0:
@@ -59,7 +66,7 @@ def course(
             for axes in (above, below):
                 axes.axvline(event["step"], color=colours[event["where"]], linestyle=style, linewidth=0.8)
     for label, colour in colours.items():
-        rows = [(row["step"], row[f"hierarchy/{label}"]) for row in history if f"hierarchy/{label}" in row]
+        rows = [(row["step"], row[f"{quantity}/{label}"]) for row in history if f"{quantity}/{label}" in row]
         below.plot(*zip(*rows, strict=True), color=colour, linewidth=1.3, label=label)
     if log_spaced(row["step"] for row in history):
         below.set_xscale("log")

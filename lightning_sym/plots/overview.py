@@ -55,6 +55,7 @@ def overview(history: Iterable[Mapping[str, float]], *, findings: Sequence[Findi
     _draw_loss(axes[0], course, told)
     for axis, (what, title, logarithm, limits) in zip(axes[1:-1], strips, strict=True):
         _draw_strip(figure, axis, course, what, title, logarithm=logarithm, limits=limits)
+    axes[-2].set_xlabel("optimizer step" + (" (grey: not read)" if strips else ""), fontsize=9)
     axes[-1].axis("off")
     for i, (level, line) in enumerate(lines):
         axes[-1].text(
@@ -110,10 +111,12 @@ def _draw_strip(
     steps = sorted({step for each in series.values() for step in each.steps})
     table = [[math.nan] * len(steps) for _ in series]
     at = {step: i for i, step in enumerate(steps)}
+    positive = [v for each in series.values() for v in each.values if math.isfinite(v) and v > 0]
+    least = min(positive, default=1.0)  # a 0 has no logarithm: it gets the darkest colour
     for row, each in zip(table, series.values(), strict=True):
         for step, value in zip(each.steps, each.values, strict=True):
-            if math.isfinite(value) and (value > 0 or not logarithm):
-                row[at[step]] = math.log10(value) if logarithm else value
+            if math.isfinite(value):
+                row[at[step]] = math.log10(max(value, least)) if logarithm else value
     low, high = limits or (None, None)
     edges = [
         steps[0] - 0.5 if len(steps) == 1 else steps[0],

@@ -21,6 +21,7 @@ DETAILS = ("_low", "_high", "_r2", "_off_diagonal", "_directions", "_decades", "
 
 _COLUMNS = 4
 _DECADES = 50.0  # ratio of large to small values from which on their axis is logarithmic
+_SOLID = 6  # up to so many layers colours alone tell them apart
 _MOST_NAMES = 16  # layers named one by one; more of them get a scale from first to last
 
 
@@ -219,6 +220,7 @@ def _draw(axis: Axes, panel: _Panel, colours: Mapping[str, Any], *, logarithmic:
         steps = sorted(panel.chance)
         least, most = [min(panel.chance[s]) for s in steps], [max(panel.chance[s]) for s in steps]
         axis.fill_between(steps, least, most, color="0.8", linewidth=1.5, zorder=0)
+    styles = {**layer_styles(colours), "": "-" if set(panel.lines) == {""} else "--"}
     for layer, line in panel.lines.items():
         steps = sorted(line)
         axis.plot(
@@ -226,7 +228,7 @@ def _draw(axis: Axes, panel: _Panel, colours: Mapping[str, Any], *, logarithmic:
             [line[step] for step in steps],
             color=colours[layer] if layer else "black",
             linewidth=1.2 if layer else 1.6,
-            linestyle="-" if layer or set(panel.lines) == {""} else "--",
+            linestyle=styles[layer],
             marker="." if len(steps) < 3 else None,
         )
     if logarithmic:
@@ -247,6 +249,17 @@ def _draw(axis: Axes, panel: _Panel, colours: Mapping[str, Any], *, logarithmic:
     axis.spines[["top", "right"]].set_visible(False)
 
 
+def layer_styles(layers: Iterable[str]) -> dict[str, Any]:
+    """Return a line style for each layer: neighbours of many layers differ in it, being of like colours.
+
+    Args:
+        layers: names in the network's order.
+    """
+    names = list(layers)
+    every_second = (0, (5, 1.5)) if len(names) > _SOLID else "-"
+    return {name: every_second if i % 2 else "-" for i, name in enumerate(names)}
+
+
 def layer_legend(
     figure: Figure,
     colours: Mapping[str, Any],
@@ -265,11 +278,13 @@ def layer_legend(
     need("matplotlib", what="A figure")
     from matplotlib.lines import Line2D
 
-    names = list(colours)
+    names, styles = list(colours), layer_styles(colours)
     if len(names) > _MOST_NAMES:  # the ends included
         names = [names[i] for i in evenly(len(names), _MOST_NAMES)]
         title += f"\n({len(names)} of {len(colours)})"
-    handles = [Line2D([], [], color=colours[name], label=_short(name)) for name in names]
+    handles = [
+        Line2D([], [], color=colours[name], linestyle=styles[name], label=_short(name)) for name in names
+    ]
     figure.legend(
         handles=[*handles, *more],
         loc="outside right upper",

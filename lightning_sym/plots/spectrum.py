@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from lightning_sym._extras import need
-from lightning_sym.plots.readings import layer_colours, layer_legend
+from lightning_sym.plots.readings import layer_colours, layer_legend, layer_styles
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -64,13 +64,14 @@ def spectrum(
         raise ValueError(f"eigenvalues hold nothing positive to draw, in {len(spectra)} spectra")
     figure = Figure(figsize=(5.2, 3.2), layout="constrained")
     axis = figure.subplots()
-    colours = layer_colours(drawn)
+    colours, styles = layer_colours(drawn), layer_styles(drawn)
     for name, kept_D in drawn.items():
         ranks = range(1, len(kept_D) + 1)
         axis.plot(
             ranks,
             kept_D.tolist(),
             color=colours[name],
+            linestyle=styles[name],
             linewidth=1.2,
             marker="." if len(kept_D) <= 12 else None,
         )

@@ -30,13 +30,10 @@ def in_words(history: Iterable[Mapping[str, float]]) -> list[str]:
     told = [finding for finding in diagnose_run(rows) if finding.level != "note"]
     words += [f"{finding.level.capitalize()}: {finding.message}" for finding in told]
     last = fits[-1]
-    if not told and not _broken(last):
+    broken = _not_finite(last)
+    if not told and not broken:
         words.append("No alarm: no rule finds anything wrong with what was read.")
-    return words + _not_finite(last) + _ranks(last) + _weights(last) + _means(last)
-
-
-def _broken(course: Course) -> bool:
-    return any(not math.isfinite(value) for _, _, series in course.every() for value in series.values)
+    return words + broken + _ranks(last) + _weights(last) + _means(last)
 
 
 def _not_finite(course: Course) -> list[str]:

@@ -249,7 +249,9 @@ class Copier:
     def _object(self, x: Any) -> Any:
         if type(x) in _LOCKS:
             return self.put(x, _LOCKS[type(x)]())
-        if any(kind.__name__ == "LightningOptimizer" for kind in type(x).__mro__):  # steps by the trainer
+        # These step by the strategy. To copy Fabric's, whose class is derived from torch's, would be torch's
+        # occasion to wrap that class's step: hooks of the user's optimizer would then run twice.
+        if any(kind.__name__ in ("LightningOptimizer", "_FabricOptimizer") for kind in type(x).__mro__):
             return self.put(x, self(x._optimizer))
         if _is_shared(x):
             return x

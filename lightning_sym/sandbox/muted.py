@@ -1,10 +1,15 @@
-"""Copies of LightningModules that log nothing and step copies of optimizers, for either Lightning package."""
+"""Copies that nobody hears: no global hook fires on them, and those of LightningModules log nothing."""
 
 from __future__ import annotations
 
 import importlib
+from collections import OrderedDict
+from collections.abc import Iterable
+from functools import partial
+from types import FunctionType
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from lightning_sym.sandbox.copier import Copier
@@ -18,6 +23,33 @@ def lightning_kind(module: nn.Module) -> type | None:
         ):
             return kind
     return None
+
+
+#: The methods of ``nn.Module`` that look for global hooks.
+UNHEARD = ("_call_impl", "_get_backward_hooks", "_get_backward_pre_hooks")
+
+
+def without_global_hooks(copies: Iterable[nn.Module]) -> None:
+    """Let copied modules run without the hooks that are registered for all modules, if there are any.
+
+    Only the copies are changed: other modules, of other threads too, keep theirs.
+    """
+    space = vars(torch.nn.modules.module)
+    copies = [
+        copy for copy in copies if not isinstance(copy, torch.jit.ScriptModule)
+    ]  # it takes no attributes
+    none = {
+        name: OrderedDict[int, Any]()
+        for name in space
+        if name.startswith("_global_") and name.endswith("_hooks")
+    }
+    if not any(space[name] for name in none):
+        return
+    copies = [copy for copy in copies if not isinstance(copy, torch.jit.ScriptModule)]  # takes no attributes
+    for name in UNHEARD:
+        unheard = FunctionType(vars(nn.Module)[name].__code__, {**space, **none}, name)
+        for copy in copies:
+            object.__setattr__(copy, name, partial(unheard, copy))  # an attribute goes before the method
 
 
 class _Muted:

@@ -21,7 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from lightning_sym.sandbox.copier import Copier, NotApartError, Uncopied
-from lightning_sym.sandbox.muted import lightning_kind, mute
+from lightning_sym.sandbox.muted import UNHEARD, lightning_kind, mute, without_global_hooks
 from lightning_sym.sandbox.restore import (
     EAGER,
     PLAIN_ATTENTION,
@@ -45,10 +45,11 @@ class Sandbox:
 
     Inside of :meth:`open` the module is copied (:class:`~lightning_sym.sandbox.copier.Copier`), and whatever
     the copy does stays in it: parameters, gradients, buffers, train modes, attributes, lists, counters and
-    metrics of the original do not change, none of its hooks fires, what it logs reaches nobody, and the
-    random states of torch (of the CPU and the module's devices), numpy and Python are put back. Hooks that
-    change what a module computes are left out, too, except torch's own (weight and spectral normalisation,
-    pruning, lazy layers). Globals that the module's methods change are outside of all this.
+    metrics of the original do not change, none of its hooks and none that torch has for all modules fires,
+    what it logs reaches nobody, and the random states of torch (of the CPU and the module's devices), numpy
+    and Python are put back. Hooks that change what a module computes are left out, too, except torch's own
+    (weight and spectral normalisation, pruning, lazy layers). Globals that the module's methods change are
+    outside of all this.
 
     Args:
         module: the module; it is only read.
@@ -112,6 +113,7 @@ class Sandbox:
             copier = Copier(self.module)
             copy = copy_with(copier, self.module, self.trainer)
             stack.callback(_let_go, copier)
+            without_global_hooks(copier.memo[id(original)] for original in copier.modules)
             stack.enter_context(class_counters(copier.modules))
             if full_precision:
                 _widen(copy)
@@ -371,9 +373,11 @@ def copy_with(copier: Copier, module: nn.Module, trainer: Any = None) -> nn.Modu
 
 
 def _let_go(copier: Copier) -> None:
-    """Cut a copy loose from the trainer and the original."""
+    """Cut a copy loose from the trainer, the original and itself."""
     for original in copier.modules:
         child = copier.memo[id(original)]
+        for name in UNHEARD:
+            vars(child).pop(name, None)
         for name in ("_trainer", "_fabric"):
             if name in vars(child):
                 vars(child)[name] = None

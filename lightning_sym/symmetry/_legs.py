@@ -62,13 +62,20 @@ class Leg:
 Dim = tuple[Leg, ...]
 
 
+def size_of(dim: Dim) -> int:
+    """Return the number of positions along a dimension."""
+    return math.prod(leg.size for leg in dim)
+
+
 Chain = tuple[int, list[tuple[int, int, int]]]
 
 
 def chains_of(dim: Dim) -> list[Chain]:
     """Return a dimension as segments: ``(offset, [(atom, size, stride), ...])``."""
     chains: list[Chain] = [(0, [])]
-    stride = math.prod(leg.size for leg in dim)
+    stride = size_of(dim)
+    if not stride:
+        return []  # no entries
     for leg in dim:
         stride //= leg.size
         if leg.whole:
@@ -86,11 +93,6 @@ def chains_of(dim: Dim) -> list[Chain]:
             for more, tail in own
         ]
     return chains
-
-
-def size_of(dim: Dim) -> int:
-    """Return the number of positions along a dimension."""
-    return math.prod(leg.size for leg in dim)
 
 
 def expand(dim: Dim) -> Dim:

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from lightning_sym.symmetry.symmetry import Action, Symmetry, _plain, generator, relative
+from lightning_sym.symmetry.symmetry import Action, Symmetry, entries_of, generator, plain, relative
 
 _PAIRS = 4096  # pairs whose differences are held at once
 
@@ -116,7 +116,7 @@ class Permutation(Symmetry):
     @override
     def fixed_part(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return the mean over all orders of the units: what every permutation leaves in place."""
-        fixed = {name: _plain(tensor).clone() for name, tensor in tensors.items()}
+        fixed = {name: plain(tensor).clone() for name, tensor in tensors.items()}
         for action in self.actions:
             if action.buffer or action.name not in fixed:
                 continue
@@ -131,10 +131,8 @@ class Permutation(Symmetry):
             own_BK = torch.diagonal(w_BUUK, dim1=1, dim2=2).mean(-1)
             rest_BK = (w_BUUK.sum((1, 2)) - own_BK * self.units) / max(self.units * (self.units - 1), 1)
             new = torch.where(eye[None, :, :, None], own_BK[:, None, None], rest_BK[:, None, None])
-            t = fixed[first.name].movedim((first.dim, second.dim), (0, 1))
-            i_BUM, j_BVL = first.index.to(t.device), second.index.to(t.device)
-            where = (i_BUM[:, :, None, :, None], j_BVL[:, None, :, None, :])
-            t[where] = new.reshape(t[where].shape).to(t.dtype)
+            view, where = entries_of(fixed[first.name], first, second)
+            view[where] = new.reshape(view[where].shape).to(view.dtype)
         return fixed
 
 
@@ -161,17 +159,15 @@ class _Factors(Symmetry):
     @override
     def fixed_part(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return the vector with all that any factor moves set to zero."""
-        marks = {name: torch.zeros_like(_plain(t), dtype=torch.float64) for name, t in tensors.items()}
-        moves = {name: torch.zeros_like(_plain(t), dtype=torch.bool) for name, t in tensors.items()}
+        marks = {name: torch.zeros_like(plain(t), dtype=torch.float64) for name, t in tensors.items()}
         units_BU = torch.rand(self.blocks, self.units, generator=generator(0), dtype=torch.float64) + 1
         for action in self.actions:
             if not action.buffer and action.name in marks:
                 slices = action.gather(marks[action.name])
                 marks_of = action.power * units_BU.to(slices.device)[:, :, None, None]
                 action.scatter_(marks[action.name], slices + marks_of)
-        for name, mark in marks.items():
-            moves[name] = mark.abs() > 1e-9  # the exponents of u and 1/u cancel on the diagonal
-        return {name: _plain(t).masked_fill(moves[name], 0) for name, t in tensors.items()}
+        # The exponents of u and 1/u cancel on the diagonal.
+        return {name: plain(t).masked_fill(marks[name].abs() > 1e-9, 0) for name, t in tensors.items()}
 
 
 class _Positive(_Factors):
@@ -354,7 +350,7 @@ class Rotation(Symmetry):
 
         That is the identity's component, in tensors that turn on both sides.
         """
-        fixed = {name: _plain(tensor).clone() for name, tensor in tensors.items()}
+        fixed = {name: plain(tensor).clone() for name, tensor in tensors.items()}
         for action in self.actions:
             if not action.buffer and action.name in fixed:
                 action.scatter_(fixed[action.name], torch.zeros_like(action.gather(fixed[action.name])))
@@ -364,10 +360,8 @@ class Rotation(Symmetry):
             own_BK = torch.diagonal(w_BUUK, dim1=1, dim2=2).mean(-1)
             eye = torch.eye(self.units, dtype=w_BUUK.dtype, device=w_BUUK.device)
             new = eye[None, :, :, None] * own_BK[:, None, None]
-            t = fixed[first.name].movedim((first.dim, second.dim), (0, 1))
-            i_BUM, j_BVL = first.index.to(t.device), second.index.to(t.device)
-            where = (i_BUM[:, :, None, :, None], j_BVL[:, None, :, None, :])
-            t[where] = new.reshape(t[where].shape).to(t.dtype)
+            view, where = entries_of(fixed[first.name], first, second)
+            view[where] = new.reshape(view[where].shape).to(view.dtype)
         return fixed
 
 
@@ -439,7 +433,7 @@ class Translation(Symmetry):
     @override
     def fixed_part(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return the vector with the classes' mean taken out of every column."""
-        fixed = {name: _plain(tensor).clone() for name, tensor in tensors.items()}
+        fixed = {name: plain(tensor).clone() for name, tensor in tensors.items()}
         for action in self.actions:
             if action.name in fixed:
                 slices_BUMR = action.gather(fixed[action.name])

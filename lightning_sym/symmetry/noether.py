@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from lightning_sym.symmetry.kinds import Rotation
-from lightning_sym.symmetry.symmetry import Action, Symmetry, _plain
+from lightning_sym.symmetry.symmetry import Action, Symmetry, plain
 
 
 def power(action: Action) -> float:
@@ -71,7 +71,7 @@ def own_moment(symmetry: Symmetry, tensors: Mapping[str, Tensor]) -> Callable[[A
     """
 
     def moment(action: Action) -> Tensor:
-        tensor = _plain(tensors[action.name])
+        tensor = plain(tensors[action.name])
         if isinstance(symmetry, Rotation):
             rows_BUD = action.gather(tensor.double()).flatten(2)
             return rows_BUD @ rows_BUD.mT

@@ -277,7 +277,7 @@ class Symmetry(abc.ABC):
     def _parts(self, tensors: Mapping[str, Tensor]) -> list[tuple[Action, Tensor]]:
         """Return ``(action, slices [B, U, M * R])`` of the parameters, in float64."""
         return [
-            (action, action.gather(_plain(tensors[action.name]).double()).flatten(2))
+            (action, action.gather(plain(tensors[action.name]).double()).flatten(2))
             for action in self.actions
             if not action.buffer and action.name in tensors
         ]
@@ -316,14 +316,19 @@ class Symmetry(abc.ABC):
         """
         found = []
         for first, second in self._crossed(tensors):
-            t = _plain(tensors[first.name]).double().movedim((first.dim, second.dim), (0, 1))
-            i_BUM, j_BVL = first.index.to(t.device), second.index.to(t.device)
-            block = t[i_BUM[:, :, None, :, None], j_BVL[:, None, :, None, :]]  # [B, U, V, M, L, ...]
-            found.append(((first.power, second.power), block.flatten(3)))
+            view, where = entries_of(plain(tensors[first.name]).double(), first, second)
+            found.append(((first.power, second.power), view[where].flatten(3)))
         return found
 
 
-def _plain(tensor: Tensor) -> Tensor:
+def entries_of(tensor: Tensor, first: Action, second: Action) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    """Return a view of a tensor and where in it two actions meet: ``view[where]`` is [B, U, V, M, L, ...]."""
+    view = tensor.movedim((first.dim, second.dim), (0, 1))
+    i_BUM, j_BVL = first.index.to(view.device), second.index.to(view.device)
+    return view, (i_BUM[:, :, None, :, None], j_BVL[:, None, :, None, :])
+
+
+def plain(tensor: Tensor) -> Tensor:
     """Return a plain detached tensor; a sharded one is gathered, on every rank alike."""
     tensor = tensor.detach()
     gather = getattr(tensor, "full_tensor", None)

@@ -95,7 +95,7 @@ def test_findings_are_those_of_the_histories_and_told_once(caplog):
     assert {key for key, _, _ in board.figures} == {"findings/overview"}
     told = [record.getMessage() for record in caplog.records if "dead_units" in record.getMessage()]
     assert len(told) == 2  # when it was found, and in the summary
-    assert told[1].startswith("lightning_sym after 12 steps: 1 findings")
+    assert told[1].startswith("lightning_sym after 12 steps: 1 finding\n")
 
 
 def test_it_reads_after_the_others_wherever_it_stands():

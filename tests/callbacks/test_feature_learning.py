@@ -147,6 +147,36 @@ def test_resuming_compares_with_the_first_start(tmp_path):
     assert second.history[-1]["fit"] == 2
 
 
+@pytest.mark.parametrize("how", ["nothing", "data", "folder"])
+def test_a_resumed_run_whose_samples_are_gone_reads_what_needs_none(how, tmp_path, caplog):
+    """Checkpoints hold no samples: of a shuffled loader they are the data given, in the folder, or gone."""
+    caplog.set_level("INFO")
+    more = {"nothing": {}, "data": {"data": data(6)[0]}, "folder": {"keep": tmp_path / "kept"}}[how]
+
+    def run(epochs, path=None):
+        monitor = FeatureLearningMonitor(every_n_steps=1, samples=6, strict=True, **more)
+        module = classifier()
+        torch.manual_seed(epochs)
+        loader = DataLoader(TensorDataset(*data()), 8, shuffle=True)
+        trainer = fit(module, monitor, loader=loader, max_epochs=epochs, ckpt_path=path)
+        return trainer, monitor
+
+    first, before = run(1)
+    first.save_checkpoint(tmp_path / "c.ckpt")
+    _, resumed = run(2, tmp_path / "c.ckpt")
+    assert len(resumed.history) == 6
+    keys = set(before.history[-1])
+    lost = {key for key in keys if "kernel" in key or "alignment" in key or "verdict" in key}
+    lost |= {"feature_learning/mechanism"}
+    assert set(resumed.history[-1]) == (keys - lost if how == "nothing" else keys)
+    change = "feature_learning/weight_change"  # still from the first start
+    assert resumed.history[-1][change] > resumed.history[2][change]
+    told = "goes on without the kernel and alignments, which were those of other samples" in caplog.text
+    assert told == (how == "nothing")
+    if how != "nothing":
+        assert torch.equal(before.held.samples["args"][0], resumed.held.samples["args"][0])
+
+
 def test_two_ranks_read_what_one_reads(tmp_path):
     class Dump(FeatureLearningMonitor):
         def on_train_end(self, trainer, pl_module):
@@ -369,3 +399,29 @@ def test_ends_of_epochs_and_a_name_of_its_own():
     assert [row["step"] for row in monitor.history] == [3, 6]
     change = [row["ntk/kernel_change"] for row in monitor.history]
     assert change == [row["feature_learning/kernel_change"] for row in every.history if row["step"] > 1]
+
+
+@pytest.mark.parametrize("later", [True, False])
+def test_the_parameters_are_those_of_the_start_whatever_is_frozen_later(later):
+    """Gradual unfreezing, and its reverse: a kernel of other parameters is no move of this one."""
+
+    class Changes(Classifier):
+        def on_train_batch_start(self, batch, index):
+            self.net[0].requires_grad_(later if index == 2 else not later)
+
+    def start(module):
+        module.net[0].requires_grad_(not later)
+        return module
+
+    torch.manual_seed(0)
+    module = start(Changes(mlp(4, 9, 7, 3, act=nn.ReLU), lr=0.5))
+    before = [(name, p.detach().clone()) for name, p in module.named_parameters() if p.requires_grad]
+    x = data(6, seed=1)[0]
+    monitor = FeatureLearningMonitor(every_n_steps=3, data=x, samples=5, strict=True)
+    fit(module, monitor, max_steps=3)
+    now = {name: p.detach() for name, p in module.named_parameters()}
+    moved = sum(float((now[name] - old).square().sum()) for name, old in before) ** 0.5
+    size = sum(float(old.square().sum()) for _, old in before) ** 0.5
+    assert monitor.history[-1]["step"] == 3
+    assert monitor.history[-1]["feature_learning/weight_change"] == pytest.approx(moved / size, rel=1e-4)
+    assert [p.requires_grad for p in module.net[0].parameters()] == [later, later]

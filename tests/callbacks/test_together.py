@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import warnings
+
 import pytest
 from lightning.pytorch import Callback
 
@@ -43,3 +46,40 @@ def test_forked_processes_end_whatever_the_number_of_readings(tmp_path, monkeypa
     alone = trainer(callbacks=callbacks.monitors("standard", every_n_steps=2, strict=True), max_steps=2)
     alone.fit(Classifier(convnet()), images())
     assert "collapse/net.0/effective_rank" in alone.callback_metrics  # nothing is returned to a parent here
+
+
+def test_ready_monitors_join_lists():
+    watch, others = callbacks.monitors(), [Callback()]
+    assert others + watch == [*others, *watch]
+    assert watch + others == [*watch, *others]
+    assert len(watch) == 5  # not one more
+
+
+def test_a_module_that_cannot_be_copied_is_told_of_once_for_all_monitors():
+    """Whoever runs the module outside of its step is named, with what is off, and the others read on."""
+
+    class Holds(Classifier):
+        def __init__(self, net, file):
+            super().__init__(net)
+            self.file = file
+
+        def forward(self, x):
+            self.file.write("")
+            return super().forward(x)
+
+    running = [
+        callbacks.SharpnessMonitor(every_n_steps=1),
+        callbacks.FeatureLearningMonitor(every_n_steps=1),
+        callbacks.PlasticityMonitor(every_n_steps=1, trainability_steps=2),
+    ]
+    collapse = callbacks.CollapseMonitor(every_n_steps=1)
+    with open(os.devnull, "w") as file, warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        run = trainer(callbacks=[*running, collapse], max_epochs=1)
+        run.fit(Holds(convnet(), file), images())
+    said = [text for each in caught if "TextIOWrapper" in (text := str(each.message))]
+    assert len(said) == 1
+    assert "SharpnessMonitor, FeatureLearningMonitor, PlasticityMonitor (trainability)" in said[0]
+    assert "CollapseMonitor" not in said[0]
+    assert len(collapse.history) == len(running[2].history) == run.global_step
+    assert all(set(row) == {"step", "fit"} for each in running[:2] for row in each.history)

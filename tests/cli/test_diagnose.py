@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from lightning_sym.cli import files, main, sources
+from lightning_sym.cli import diagnose, files, main, sources
 from lightning_sym.cli.files import common_prefix, fitted
 
 ROOT = Path(__file__).parents[2]
@@ -229,6 +229,18 @@ def test_tensors_of_a_file_are_read_one_by_one(tmp_path):
     assert "9.weight" not in tensors
 
 
+def test_long_work_says_how_far_it_is(capsys, tmp_path, monkeypatch):
+    path = tmp_path / "w.safetensors"
+    save_file({f"{i}.weight": torch.randn(8, 8) for i in range(3)}, path)
+    assert run(capsys, path)[2] == ""  # quick work says nothing
+    monkeypatch.setattr(diagnose, "PATIENCE", -1.0)
+    monkeypatch.setattr(diagnose, "SLOW_SEARCH", 1)
+    told = run(capsys, path)[2].splitlines()
+    assert told == [f"lightning-sym diagnose: {i} of 3 tensors" for i in (1, 2, 3)]
+    (said,) = run(capsys, "timm:test_resnet", "--symmetries", "always")[2].splitlines()
+    assert "parameters are looked for; --symmetries never leaves that out" in said
+
+
 def test_prefixes_are_found():
     own = {"conv.weight": 0, "conv.bias": 0}
     theirs = {"model.net.conv.weight": 0, "model.net.conv.bias": 0, "model.head.weight": 0}
@@ -257,12 +269,30 @@ def test_names_are_escaped_on_the_page(capsys, tmp_path):
     assert "&lt;script&gt;" in text
 
 
-def test_help_verbs_and_a_missing_extra(capsys, monkeypatch):
+def test_help_and_verbs(capsys):
     assert main([]) == main(["--help"]) == 0
     assert "diagnose" in capsys.readouterr().out
     assert main(["--version"]) == 0
     assert main(["train"]) == 2
     assert "the verb must be among fit, diagnose, report, got 'train'" in capsys.readouterr().err
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    assert main(["diagnose", "x"]) == 2
-    assert "pip install 'lightning-sym[cli]'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("package", "arguments", "extra"),
+    [
+        ("jsonargparse", ["diagnose", "x"], "cli"),
+        ("timm", ["diagnose", "timm:resnet18"], "ssl"),
+        ("timm", ["diagnose", "FILE", "--class", "timm:resnet18"], "ssl"),
+        ("tensorboard", ["report", "FOLDER"], "tensorboard"),
+    ],
+)
+def test_a_missing_extra_is_one_sentence(capsys, monkeypatch, tmp_path, package, arguments, extra):
+    for name in [name for name in sys.modules if name.partition(".")[0] == package]:
+        monkeypatch.setitem(sys.modules, name, None)
+    monkeypatch.setitem(sys.modules, package, None)
+    save_file({"fc.weight": torch.randn(8, 8)}, tmp_path / "w.safetensors")
+    (tmp_path / "events.out.tfevents.1").touch()
+    known = {"FILE": str(tmp_path / "w.safetensors"), "FOLDER": str(tmp_path)}
+    assert main([known.get(argument, argument) for argument in arguments]) == 2
+    (said,) = capsys.readouterr().err.splitlines()
+    assert f"needs {package}, which is not installed: pip install 'lightning-sym[{extra}]'" in said

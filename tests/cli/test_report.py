@@ -31,7 +31,7 @@ def write_csv(folder, *, layers=("0", "2", "10"), steps=20, diverges=False):
 def test_each_kind_of_log_gives_the_same_curves(tmp_path):
     curve = {3: 0.5, 7: 0.25}
     (tmp_path / "a").mkdir()
-    (tmp_path / "a" / "metrics.csv").write_text("epoch,loss,step\n0,0.5,3\n0,,4\n0,0.25,7\n")
+    (tmp_path / "a" / "metrics.csv").write_text("epoch,loss,step\n0,0.5,2\n0,,3\n0,0.25,6\n")
     (tmp_path / "b").mkdir()
     rows = [{"step": 3, "loss": 0.5, "kind": "text"}, {"step": 7, "loss": 0.25}]
     (tmp_path / "b" / "history.json").write_text(json.dumps(rows))
@@ -45,11 +45,23 @@ def test_each_kind_of_log_gives_the_same_curves(tmp_path):
     assert runs[0].rows() == [{"step": 3, "loss": 0.5}, {"step": 7, "loss": 0.25}]
 
 
+def test_steps_are_counted_one_way(tmp_path):
+    (tmp_path / "history.json").write_text('[{"step": 0, "a": 1.0}, {"step": 5, "a": 2.0}]')
+    (tmp_path / "metrics.csv").write_text("loss,step\n3.0,0\n2.0,4\n")  # a Trainer's first step is 0
+    (run,) = logs.read_runs([tmp_path])
+    assert run.curves == {"a": {0: 1.0, 5: 2.0}, "loss": {1: 3.0, 5: 2.0}}
+    (tmp_path / "metrics.csv").write_text("loss,step\n3.0,1\n2.0,5\n")
+    (run,) = logs.read_runs([tmp_path])
+    assert run.curves["loss"] == {1: 3.0, 5: 2.0}
+
+
 def test_layers_by_time_are_found_in_depth():
     run = logs.Run("r")
     for layer in ("net.0", "net.10", "net.2"):
         run.add(f"collapse/{layer}/rank", 0, 1.0)
-        run.add(f"gap/{layer}", 0, 1.0)
+        run.add(f"collapse/{layer}/rank", 1, 2.0)
+        run.add(f"constant/{layer}/rank", 0, 1.0)
+        run.add(f"gap/{layer}", 0, float(len(layer)))
         run.add(f"broken/{layer}/rank", 0, math.nan)
     for summary in ("nc1", "nc2", "score"):
         run.add(f"collapse/{summary}", 0, 1.0)
@@ -64,14 +76,42 @@ def test_layers_by_time_are_found_in_depth():
     assert logs.loss_of(run) == "train_loss"
 
 
+def test_the_readings_that_tell_most_are_shown_first():
+    run = logs.Run("r")
+    for what in ("a/x", "b/x", "c/x", "plasticity/dead_units", "signal/gradient"):
+        quantity, _, last = what.partition("/")
+        for i in range(3):
+            run.add(f"{quantity}/net.{i}/{last}", 1, float(i))
+    assert list(logs.strips_of(run)) == ["plasticity/dead_units", "signal/gradient", "a/x", "b/x"]
+
+
+def test_runs_share_the_scale_of_a_strip():
+    runs = [logs.Run("a"), logs.Run("b")]
+    for k, run in enumerate(runs):
+        for i in range(3):
+            run.add(f"collapse/net.{i}/effective_rank", 1, 1.0 + i + 10 * k)
+            run.add(f"signal/net.{i}/gradient", 1, 10.0 ** -(i + 3 * k))
+            run.add(f"plasticity/net.{i}/dead_units", 1, 0.1 * i)
+    text = report.page(runs)
+    assert re.findall(r">plasticity/dead_units<.*?>0<.*?>1<", text) != []
+    assert text.count(">13<") == 2  # the upper end of the rank
+    assert text.count(">1.0e-05<") == 2  # the lower end of the gradient
+    assert text.count("signal/gradient, on a logarithmic scale") == 2
+
+
 def test_charts_show_what_is_there():
     curve = {step: float(step) for step in range(1000)}
     assert len(charts.thinned(curve, 10)) == 10
     assert charts.thinned(curve, 10)[0] == (0, 0.0)
     assert charts.thinned(curve, 10)[-1] == (999, 999.0)
-    svg = charts.line_chart({"a": {0: 1.0, 1: math.nan, 2: 3.0, 3: 2.0}}, [(2, "<event>")], label="loss")
+    svg = charts.line_chart(
+        {"a": {0: 1.0, 1: math.nan, 2: 3.0, 3: 2.0}}, [(2, "alarm", "<event>")], label="loss"
+    )
     assert svg.count("<polyline") == 2  # a gap
     assert "&lt;event&gt; at step 2" in svg
+    assert charts.ticks(0.15, 2.4) == [0.5, 1.0, 1.5, 2.0]
+    assert charts.ticks(0, 239) == [0, 50, 100, 150, 200]
+    assert charts.ticks(0.0011, 0.0019) == [0.0012, 0.0014, 0.0016, 0.0018]
     assert charts.line_chart({"a": {0: math.nan}}, [], label="loss") == ""
     strips = charts.heat_strips({"a": {0: 0.0, 1: 1.0}, "b<i>": {1: math.inf}}, title="t")
     assert "b&lt;i&gt;" in strips
@@ -105,12 +145,12 @@ def test_the_page_needs_nothing_but_itself(two_runs, capsys):
     data = json.loads(re.search(r'application/json">(.*?)</script>', text, re.DOTALL)[1])
     assert len(data["curves"]) == 4
     assert data["curves"]["train_loss"]["diverges"][1][-1] is None
-    assert "the loss is not finite at step 11" in text
+    assert "the loss is not finite at step 12" in text  # the first is written as 0
 
 
 def test_at_most_five_findings_the_worst_first(two_runs, monkeypatch):
     def rules(rows):
-        assert rows[0]["step"] == 0
+        assert rows[0]["step"] == 1
         return [
             Finding("k<b>", level, "net.2", step, 0.5, 0.1, "What.", "Why", "Do.")
             for level in ("note", "alarm", "warning")

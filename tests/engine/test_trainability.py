@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from lightning_sym.engine.batch import Arguments
 from lightning_sym.engine.trainability import trainability
@@ -83,6 +84,13 @@ def test_nothing_changes_and_it_repeats():
     assert torch.equal(x, X)
 
 
+def test_compiled_parts_are_drawn_anew_once():
+    wrapped = network()
+    wrapped[0] = torch.compile(wrapped[0], backend="eager")
+    plain = trainability(Sandbox(network()), Arguments((X,)), steps=5)
+    assert trainability(Sandbox(wrapped), Arguments((X,)), steps=5) == plain
+
+
 def test_other_forwards_and_named_arguments():
     class Encoder(nn.Module):
         def __init__(self):
@@ -132,3 +140,38 @@ def test_a_twin_that_cannot_learn_is_nan():
 
     value = trainability(Sandbox(Still()), Arguments((X,)), steps=2)
     assert value != value
+
+
+def test_no_hook_for_all_optimizers_sees_it():
+    from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
+
+    seen = []
+    handles = [
+        register(lambda *_: seen.append(1))
+        for register in (register_optimizer_step_pre_hook, register_optimizer_step_post_hook)
+    ]
+    try:
+        trainability(Sandbox(network()), Arguments((X,)), steps=2)
+    finally:
+        for handle in handles:
+            handle.remove()
+    assert not seen
+
+
+def test_reentrant_checkpoints_and_parameters_that_are_not_used():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second, self.spare = nn.Linear(4, 8), nn.Linear(8, 3), nn.Linear(2, 2)
+
+        def forward(self, x):
+            h = self.first(x)
+            return checkpoint(self.second, h, use_reentrant=True) if self.again else self.second(h)
+
+    found = []
+    for again in (False, True):
+        torch.manual_seed(0)
+        module = Net()
+        module.again = again
+        found.append(trainability(Sandbox(module), Arguments((X,)), steps=3, lr=0.01))
+    assert found[0] == pytest.approx(found[1], rel=1e-6)

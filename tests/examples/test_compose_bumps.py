@@ -22,6 +22,13 @@ def test_forced_factorisation_helps_out_of_distribution(tmp_path):
     free, forced = (result["summary"][f"embedding, {how}"] for how in ("free", "factorised"))
     assert free["id"]["mean"] < 0.3 * free["ood"]["mean"]
     assert result["summary"]["gain_of_medians"] > 3
+    last = result["summary"]["last"]
+    assert last["gain_of_medians"] == pytest.approx(last["gain_by_seed"][0])
+    for arm, runs in result["runs"].items():
+        assert len(runs[0]["ood_last"]) == min(result["config"]["last"], runs[0]["epochs"]), arm
+        if arm != "cnn":
+            assert last["ood"][arm]["mean"] == pytest.approx(sum(runs[0]["ood_last"]) / 20, rel=1e-4)
+            assert runs[0]["ood_last"][-1] == pytest.approx(runs[0]["ood"], rel=1e-4)
     assert forced["ood_over_blank"]["mean"] > 0
     assert result["runs"]["cnn"][0]["curve"][-1]["epoch"] == result["config"]["cnn_epochs"]
     assert (tmp_path / "compose_bumps.png").stat().st_size > 10_000

@@ -93,6 +93,74 @@ def test_random_labels_are_fitted_and_every_arm_is_told(tmp_path):
     assert result["best"]["decay"]["points_over_decay"] == [0, 0]
 
 
+def test_random_labels_are_fitted_by_convolutions_too(tmp_path):
+    file = "plasticity_convolutional_digits"
+    result = run("plasticity_random_labels", tmp_path, "--convolutional", file=file)
+    assert {cell["arm"] for cell in result["cells"].values()} == set(result["best"])
+    for cell in result["cells"].values():
+        assert cell["first"]["low"] > 0.6  # of 200 labels at random, in 120 steps
+        assert 0 <= cell["dormant"]["low"] <= cell["dormant"]["high"] < 1
+
+
+def test_relations_of_a_resnet_s_head(tmp_path):
+    result = run("canonical_resnet", tmp_path)
+    last = str(result["config"]["epochs"])
+    weak, strong = (result["results"][decay][last] for decay in ("0.0001", "0.03"))
+    assert strong["layers"][0]["least"]["low"] > weak["layers"][0]["least"]["high"]
+    assert strong["layers"][0]["ansatz"]["low"] > weak["layers"][0]["ansatz"]["high"]
+    assert weak["test_accuracy"]["low"] > 0.3  # ten classes
+    assert len(weak["layers"]) == 2
+
+
+def test_relations_of_a_head_are_those_of_single_images(monkeypatch):
+    """Gradients and moments by a loop over images, each on its own."""
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    example = importlib.import_module("canonical_resnet")
+    torch.manual_seed(0)
+    net = torch.nn.Module()
+    net.hidden, net.output = (torch.nn.Linear(i, o, bias=False) for i, o in ((5, 4), (4, 3)))
+    z, y = torch.randn(30, 5).double(), torch.randint(3, (30,))
+    found = example.head(net, z, y)
+    first, second = (layer.weight.detach().double() for layer in (net.hidden, net.output))
+    samples: dict[str, list[torch.Tensor]] = {}
+    for image, label in zip(z, y, strict=True):
+        h = [image, first @ image]
+        h += [h[1].clamp_min(0)]
+        h += [second @ h[2]]
+        g_out = torch.softmax(h[3], 0) - torch.nn.functional.one_hot(label, 3)
+        g_hidden = second.mT @ g_out
+        g_before = g_hidden * (h[1] > 0)
+        for key, value in (
+            ("h0a", h[0]),
+            ("h0b", h[1]),
+            ("h1a", h[2]),
+            ("h1b", h[3]),
+            ("g0a", first.mT @ g_before),
+            ("g0b", g_before),
+            ("g1a", g_hidden),
+            ("g1b", g_out),
+        ):
+            samples.setdefault(key, []).append(value / value.norm().clamp_min(1e-300))
+
+    def covariance(rows):
+        rows = torch.stack(rows)
+        rows = rows - rows.mean(0)
+        return rows.mT @ rows / len(rows)
+
+    def correlation(a, b):
+        a, b = a - a.mean(), b - b.mean()
+        return float((a * b).sum() / (a.norm() * b.norm()))
+
+    for layer, weight in enumerate((first, second)):
+        for side, gram in (("a", weight.mT @ weight), ("b", weight @ weight.mT)):
+            h, g = (covariance(samples[f"{what}{layer}{side}"]) for what in "hg")
+            row = found[layer]
+            assert row[f"{side}/rga"] == pytest.approx(correlation(h, g), abs=1e-9)
+            assert row[f"{side}/rwa"] == pytest.approx(correlation(h, gram), abs=1e-9)
+            assert row[f"{side}/gwa"] == pytest.approx(correlation(g, gram), abs=1e-9)
+    assert found[1]["ansatz"] == pytest.approx(1, abs=0.1)  # of the output it is an identity
+
+
 def test_the_stack_s_adam_is_adam(monkeypatch):
     monkeypatch.syspath_prepend(str(EXAMPLES))
     example, stacked = (importlib.import_module(name) for name in ("plasticity_random_labels", "_stacked"))
@@ -152,3 +220,42 @@ def test_measured_exponents_name_the_predicted_phases(tmp_path):
         size = cell["output_scale"] + 1 + cell["var_u"]
         assert cell["size_exponent"]["median"] == pytest.approx(size, abs=0.12)
         assert cell["kernel_exponent"]["median"] == pytest.approx(size + cell["output_scale"], abs=0.12)
+
+
+def test_noise_fixes_the_size_of_representations_and_descent_does_not(tmp_path):
+    result = run("representation_normalisation", tmp_path)["results"]
+    for key in ("first", "second"):
+        noisy, still = (
+            [cell[key]["median"] for cell in result[f"linear, {how}"].values()] for how in ("SGD", "GD")
+        )
+        assert max(noisy) / min(noisy) < 1.1 < 1.5 < max(still) / min(still)
+        assert noisy == pytest.approx([1, 1, 1], abs=0.1)
+    cosines = {how: [c["cosine"] for c in result[f"tanh, {how}"].values()] for how in ("SGD", "GD")}
+    assert min(c["low"] for c in cosines["SGD"]) > min(c["median"] for c in cosines["GD"])
+
+
+def test_large_weights_generalise_worse_where_they_fit_equally(tmp_path):
+    result = run("feature_scales", tmp_path)
+    small, ordinary = (result["results"][scale] for scale in ("0.1", "1"))
+    assert small["fitted"] == ordinary["fitted"] == result["config"]["seeds"]
+    assert small["test_accuracy"]["low"] > ordinary["test_accuracy"]["high"]
+    assert small["kernel_change"]["low"] > ordinary["kernel_change"]["high"]
+
+
+def test_tangent_kernels_of_a_stack_are_jacobian_products(monkeypatch):
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    example, stacked = (importlib.import_module(name) for name in ("feature_scales", "_stacked"))
+    stack = stacked.Stack([5, 6, 3], seeds=[0, 1], dtype=torch.float64)
+    x = torch.randn(4, 5).double()
+    found, bound = example.kernels(stack, x), example.stiffness(stack, x.expand(2, -1, -1)).detach()
+    for k in range(2):
+        rows = []
+        for image in x:
+            weights = [w.detach()[k].clone().requires_grad_() for w in stack.weights]
+            out = torch.relu(image @ weights[0]) @ weights[1]
+            gradients = [torch.autograd.grad(o, weights, retain_graph=True) for o in out]
+            rows.append(torch.stack([torch.cat([g.flatten() for g in each]) for each in gradients]))
+        exact = torch.stack([torch.stack([(a * b).sum() for b in rows]) for a in rows])
+        torch.testing.assert_close(found[k], exact)
+        curvature = torch.linalg.eigvalsh(torch.cat(rows) @ torch.cat(rows).mT / len(x))[-1]
+        assert float(curvature) <= float(bound[k]) <= float(exact.diagonal().mean())

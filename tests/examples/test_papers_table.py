@@ -88,3 +88,31 @@ def test_a_verdict_must_be_one_of_three(tmp_path, example):
     (claim,) = [each for each in example.CLAIMS if each.source == "loss_staircase"]
     with pytest.raises(ValueError, match=r"verdict must be one of .* got 'splendid'"):
         example.row(replace(claim, judge=lambda ours: "splendid"), tmp_path)
+
+
+def test_the_pages_show_its_rows(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "docs" / "_ext"))
+    verdicts = importlib.import_module("verdicts")
+    pages = ROOT / "docs" / "papers"
+    whole = (pages / "verdicts.md").read_text()
+    found = verdicts.tables()
+    for room, table in found.items():
+        assert (pages / "_verdicts" / f"{room}.txt").read_text() == table, "run docs/_ext/verdicts.py"
+        page, include = (pages / f"{room}.md").read_text(), f"```{{include}} _verdicts/{room}.txt"
+        assert include in page
+        assert include in whole
+        assert f"(figures/{room}.png)" in page
+        assert (pages / "figures" / f"{room}.png").stat().st_size > 10_000
+    rows = json.loads((RESULTS / "papers.json").read_text())["rows"]
+    assert sum(table.count("\n") - 2 for table in found.values()) == len(rows)
+    assert verdicts.number({"mean": 0.5, "std": 0.25, "n": 3}) == "0.5 +- 0.25 (3 seeds)"
+
+
+def test_every_paper_has_its_picture(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(SCRIPT.parent))
+    figures = importlib.import_module("papers_figures")
+    monkeypatch.setattr(sys, "argv", ["papers_figures.py", "--out", str(tmp_path)])
+    figures.main()
+    drawn = {path.stem for path in tmp_path.glob("*.png")}
+    assert drawn == {path.stem for path in (ROOT / "docs" / "papers" / "figures").glob("*.png")}
+    assert all(path.stat().st_size > 10_000 for path in tmp_path.glob("*.png"))

@@ -71,3 +71,25 @@ def test_gradients_are_of_single_samples(stacked):
             assert torch.allclose(g_below[1][k, n], g_hidden)
             assert torch.allclose(g_above[0][k, n], g_pre)
             assert torch.allclose(g_below[0][k, n], first[k] @ g_pre)
+
+
+def test_stacked_convolutions_are_torch_s(stacked):
+    stack = stacked.ConvolutionStack(
+        7, (3, 4), hidden=6, outputs=5, seeds=[0, 1], gain=1.4, dtype=torch.float64
+    )
+    x = torch.randn(2, 9, 49, generator=torch.Generator().manual_seed(0)).double()
+    below, above = stack.forward(x)
+    gradients = torch.autograd.grad(above[-1].square().sum(), stack.weights)
+    for k in range(2):
+        first, second, hidden, output = (w[k].detach().clone().requires_grad_() for w in stack.weights)
+        h = x[k].view(9, 1, 7, 7)
+        for weight in (first, second):
+            kernel = weight.mT.view(weight.shape[1], -1, 3, 3)
+            h = torch.relu(nn.functional.conv2d(h, kernel, stride=2, padding=1))
+        flat = torch.relu(h.flatten(1) @ hidden)
+        logits = flat @ output
+        torch.testing.assert_close(above[-1][k], logits)
+        torch.testing.assert_close(below[-1][k], flat)
+        alone = torch.autograd.grad(logits.square().sum(), [first, second, hidden, output])
+        for ours, theirs in zip(gradients, alone, strict=True):
+            torch.testing.assert_close(ours[k], theirs)

@@ -322,6 +322,19 @@ def test_what_is_not_finite_reads_nan_or_is_refused(name, argument, bad):
 
 
 @each_tensor
+def test_sparse_tensors_are_refused_by_name(name, argument):
+    good = TABLE[name][argument]
+    if (
+        not good.ndim
+        or (name, argument, "dtype") in OTHERWISE
+        or argument in SEQUENCES | SCALARS | {"labels"}
+    ):
+        return
+    tensor = good.to_sparse()
+    assert outcome(name, corrupted(name, argument, tensor), argument=argument) == "refused"
+
+
+@each_tensor
 def test_complex_and_whole_numbers_are_refused_by_name(name, argument):
     good = TABLE[name][argument]
     if (name, argument, "dtype") in OTHERWISE:

@@ -557,7 +557,7 @@ def test_the_force_at_a_mirror_is_decay_times_the_offset_across_it():
 
     net = mlp(4, 3, 2).double()
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1, weight_decay=0.3)
-    handle = attach_syre(optimizer, sigma=0.5, named_parameters=net.named_parameters())
+    handle = attach_syre(optimizer, sigma=0.2, named_parameters=net.named_parameters())
     index = torch.arange(3).reshape(1, 3, 1)
     actions = (Action("0.weight", 0, index), Action("0.bias", 0, index), Action("2.weight", 1, index))
     symmetry = Permutation(actions=actions)

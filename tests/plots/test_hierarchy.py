@@ -31,6 +31,14 @@ def test_what_happened_is_drawn_where_it_did():
     assert above.get_title() == "run"
 
 
+def test_a_monitor_with_a_name_is_drawn_by_it():
+    rows = [{key.replace("hierarchy/", "head/"): value for key, value in row.items()} for row in HISTORY]
+    rows = [{**row, "other/a/permutation": 0.3} for row in rows]
+    above, below = course(rows, events=EVENTS, quantity="head").axes
+    assert above.lines[0].get_xdata().tolist() == [1, 10, 100, 1000]
+    assert [line.get_label() for line in below.lines if "/" in line.get_label()] == ["a/rescaling"]
+
+
 def test_a_run_without_a_loss_is_drawn_and_none_is_an_error():
     rows = [{"step": 1, "hierarchy/a/permutation_2": 0.5}]
     above, below = course(rows, events=[]).axes

@@ -1,10 +1,11 @@
 import io
+import itertools
 import math
 
 import pytest
 from matplotlib.colors import to_rgba
 
-from lightning_sym.plots.readings import layer_colours, log_spaced, summary
+from lightning_sym.plots.readings import layer_colours, layer_styles, log_spaced, summary
 
 
 def history(steps=(1, 10, 20, 30, 40), layers=("net.0", "net.2", "net.4")):
@@ -28,6 +29,17 @@ def history(steps=(1, 10, 20, 30, 40), layers=("net.0", "net.2", "net.4")):
 
 def panels(figure):
     return {axis.get_title(): axis for axis in figure.axes if axis.get_visible()}
+
+
+def test_neighbours_of_many_layers_differ_in_more_than_colour():
+    names = [f"layer.{i}" for i in range(12)]
+    styles = layer_styles(names)
+    assert all(styles[a] != styles[b] for a, b in itertools.pairwise(names))
+    assert set(layer_styles(names[:3]).values()) == {"-"}
+    rows = [{"step": s, **{f"q/{name}/x": s + i for i, name in enumerate(names)}} for s in (1, 2, 3)]
+    figure = summary(rows)
+    drawn = {line.get_linestyle() for line in figure.axes[0].lines}
+    assert drawn == {line.get_linestyle() for line in figure.legends[0].get_lines()} == {"-", "--"}
 
 
 def test_one_panel_a_quantity_and_one_line_a_layer_with_the_values_read():

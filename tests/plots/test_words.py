@@ -54,6 +54,18 @@ def test_overview_draws_loss_strips_and_findings():
     assert "100% of the units that feed b are dead" in texts
 
 
+def test_a_zero_is_dark_and_what_was_not_read_is_grey():
+    rows = [{"step": s, "signal/a/gradient": 10.0**-s, "signal/b/gradient": 0.0} for s in (1, 2)]
+    rows.append({"step": 3, "signal/a/gradient": 0.1})
+    figure = overview(rows, findings=[])
+    (mesh,) = figure.axes[1].collections
+    table = mesh.get_array()
+    assert table[0].tolist() == [-1.0, -2.0, -1.0]
+    assert table[1].tolist()[:2] == [-2.0, -2.0]  # a 0 is as dark as the least
+    assert math.isnan(table[1][2]) or table.mask[1][2]
+    assert figure.axes[1].get_xlabel() == "optimizer step (grey: not read)"
+
+
 def test_overview_of_no_row_is_refused():
     with pytest.raises(ValueError, match="must hold a row"):
         overview([])

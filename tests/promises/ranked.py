@@ -80,7 +80,7 @@ def _fit(make: Callable[[], Any], monitors: list[Monitor], others: Any, settings
             error = f"{type(failure).__name__}: {failure}"
     trainer = module._trainer
     return {
-        "rows": [monitor.history for monitor in monitors],
+        "rows": [list(monitor.history) for monitor in monitors],
         "said": [str(warning.message) for warning in caught],
         "metrics": {key: float(value) for key, value in trainer.callback_metrics.items()},
         "steps": trainer.global_step,

@@ -367,6 +367,7 @@ def test_monitors_that_need_a_batch_say_so_if_it_is_not_told():
         for batch in batches("mlp"):
             step(net, optimizer, batch)
     assert len([w for w in caught if "watching.batch" in str(w.message)]) == 1
+    assert [len(monitor.history) for monitor in chosen] == [0, 2]  # the other reads on, from the second step
     net, optimizer = plain()
     strict = FeatureLearningMonitor(every_n_steps=1, strict=True)
     with pytest.raises(ValueError, match=message), watch(net, optimizer, strict):
@@ -423,8 +424,8 @@ def test_validation_without_gradients_is_not_the_step():
         ({"monitors": []}, ValueError, "monitors must be a monitor or several, got none"),
         ({"accumulate": 0}, ValueError, "accumulate must be a positive integer, got 0"),
         ({"accumulate": True}, ValueError, "accumulate must be a positive integer, got True"),
-        ({"to": 3}, TypeError, "to must be a SummaryWriter, a function.* got int"),
-        ({"to": "runs"}, TypeError, "to must be a SummaryWriter, a function.* got str"),
+        ({"to": 3}, TypeError, "to must be a SummaryWriter, a logger, a function.* got int"),
+        ({"to": "runs"}, TypeError, "to must be a SummaryWriter, a logger, a function.* got str"),
         ({"scaler": 2.0}, TypeError, "scaler must be a torch.amp.GradScaler, got float"),
         ({"precision": "bf16"}, TypeError, "precision must be a function that makes a context, got str"),
     ],

@@ -4,6 +4,7 @@ import functools
 import random
 import threading
 import warnings
+import weakref
 from dataclasses import dataclass
 
 import lightning.pytorch as pl
@@ -155,6 +156,42 @@ def test_nothing_of_the_users_changes(kind, way, capsys):
     assert everything(module) == before
     assert not fired
     assert "spoken" not in capsys.readouterr().out
+
+
+def test_hooks_for_all_modules_fire_for_all_but_the_copies():
+    from torch.nn.modules import module as everywhere
+
+    heard = []
+
+    def hear(module, *_):
+        heard.append(module)
+
+    net, other = nn.Sequential(nn.Linear(4, 4), nn.Tanh()), nn.Linear(4, 4)
+    registered = [
+        everywhere.register_module_forward_pre_hook(hear),
+        everywhere.register_module_forward_hook(hear),
+        everywhere.register_module_forward_hook(
+            lambda module, args, out: heard.append(module), always_call=True
+        ),
+        everywhere.register_module_full_backward_pre_hook(hear),
+        everywhere.register_module_full_backward_hook(hear),
+    ]
+    try:
+        with Sandbox(net).open(grad=True) as apart:
+            seen = []
+            apart.module[0].register_full_backward_hook(lambda *_: seen.append("ours"))
+            x = torch.ones(2, 4, requires_grad=True)
+            apart("forward", x).sum().backward()
+            copy = weakref.ref(apart.module[0])
+            assert heard == []
+            assert seen == ["ours"]
+            other(x).sum().backward()
+            assert heard == [other] * 5
+        del apart
+        assert copy() is None  # at once, without the garbage collector
+    finally:
+        for handle in registered:
+            handle.remove()
 
 
 @pytest.mark.parametrize("train", [False, True, None])

@@ -204,6 +204,29 @@ def test_a_fabric_module():
     assert all(p.grad is None for p in module.parameters())
 
 
+def test_hooks_of_fabrics_optimizer_run_once_a_step():
+    """Fabric's class is made for the optimizer, and derived from torch's, which wraps a class's step."""
+
+    class Plain(pl.LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(4, 3)
+
+        def forward(self, x):
+            return self.layer(x)
+
+    module, ran, fabric = Plain(), [], Fabric(accelerator="cpu", devices=1)
+    wrapped, optimizer = fabric.setup(module, torch.optim.SGD(module.parameters(), 0.1))
+    optimizer.register_step_post_hook(lambda stepped, *_: ran.append(type(stepped).__name__))
+    with Sandbox(module).open() as apart:
+        mine = apart.module.optimizers()
+        assert type(mine) is torch.optim.SGD
+        assert mine.param_groups[0]["params"][0] is next(apart.module.parameters())
+    fabric.backward(wrapped(torch.ones(2, 4)).sum())
+    optimizer.step()
+    assert ran == ["SGD"]
+
+
 def test_metaclasses_are_not_told():
     module = make(pl, Registering)()
     known = len(REGISTRY)

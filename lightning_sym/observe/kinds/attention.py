@@ -66,7 +66,7 @@ class Projection(Layer):
             handles.append(made.register_forward_hook(watch.keep_computed))
         return [
             *handles,
-            self.module.register_forward_pre_hook(shown.enter, with_kwargs=True),
+            self.module.register_forward_pre_hook(watch.guard(shown.enter), with_kwargs=True),
             # always_call: an exception must not leave our replacement of F.linear behind.
             self.module.register_forward_hook(shown.leave, always_call=True),
             shown,

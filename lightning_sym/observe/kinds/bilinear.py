@@ -37,7 +37,7 @@ class BilinearLayer(Layer):
 
     def attach(self, watch: LayerWatch) -> list[Any]:
         """Show calls to a watch; return handles whose ``remove`` ends it."""
-        return [self.module.register_forward_hook(partial(self._both, watch), with_kwargs=True)]
+        return [self.module.register_forward_hook(watch.guard(partial(self._both, watch)), with_kwargs=True)]
 
     def _both(self, watch: LayerWatch, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         inputs = [*args, *(kwargs[key] for key in ("input1", "input2") if key in kwargs)]

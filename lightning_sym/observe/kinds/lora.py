@@ -78,8 +78,8 @@ class LowRankPair(Layer):
             entered[:] = [self.input_of(args, kwargs)]
 
         return [
-            self.first.register_forward_pre_hook(enter, with_kwargs=True),
-            self.second.register_forward_hook(partial(self._leave, watch, entered)),
+            self.first.register_forward_pre_hook(watch.guard(enter), with_kwargs=True),
+            self.second.register_forward_hook(watch.guard(partial(self._leave, watch, entered))),
         ]
 
     def _leave(

@@ -117,6 +117,8 @@ class GradientTally(_OfParameters):
             return
         dense = [g.coalesce().values() if g.is_sparse else g for g in found]
         count = sum(g.numel() for g in found)  # what a sparse one leaves out is 0
+        if not count:
+            return
         self.share = (count - sum(int(torch.count_nonzero(g)) for g in dense)) / count
 
     def result(self) -> float | None:

@@ -18,6 +18,11 @@ Verdicts, by ``examples/noise_equilibrium.py``, two linear layers and three lops
   gradient descent, and stops with decay. *Direction only*: from Kaiming's and Xavier's start SGD comes to
   one sharpness (1.22 to 1.27 of the closed form at so large a rate; gradient descent to 1.96 and 1.39).
   That warm-up matters is not seen.
+* *reproduced* (``examples/representation_normalisation.py``, three linear layers, uneven inputs and noise):
+  SGD brings both hidden representations to the size of the closed form, within 1.7 %, from three lopsided
+  starts alike; gradient descent keeps a factor of 3 between them. The middle layer's singular values come to
+  a ratio of 1.14 (theory 1; gradient descent 1.9 to 2.2). *Direction only* in a tanh network: the two sides
+  of the balance come to a cosine of 0.94, under gradient descent 0.68 to 0.84.
 
 Read in any fit by :class:`lightning_sym.callbacks.BalanceMonitor` and
 :class:`lightning_sym.callbacks.SharpnessMonitor`. The room holds the equilibrium in closed form and

@@ -8,13 +8,12 @@ layer normalisation divides out. An operation writes equations; what nothing for
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lightning_sym.symmetry._legs import Dim, Leg
+from lightning_sym.symmetry._legs import Dim, Leg, size_of
 from lightning_sym.symmetry._trace import Constant, Ref, Step, Trace
 from lightning_sym.symmetry.rules.registry import NoRule
 
@@ -126,7 +125,7 @@ class Equations:
         Raises:
             NoRule: if their sizes are not the output's.
         """
-        if tuple(math.prod(leg.size for leg in dim) for dim in dims) != out.shape:
+        if tuple(map(size_of, dims)) != out.shape:
             raise NoRule
         self.dims[out.number] = list(dims)
         if source is not None:

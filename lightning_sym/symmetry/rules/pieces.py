@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from lightning_sym.symmetry._legs import Dim, Leg, expand
+from lightning_sym.symmetry._legs import Dim, Leg, expand, size_of
 from lightning_sym.symmetry._trace import Ref, Step
 from lightning_sym.symmetry.rules.equations import Equations, fresh
 from lightning_sym.symmetry.rules.registry import NoRule, argument, axis_of, rule, tensor
@@ -74,7 +74,7 @@ def split(equations: Equations, step: Step) -> None:
 
 def _cut(dim: Dim, sizes: list[int]) -> list[Dim]:
     dim = expand(dim)
-    leg = dim[0] if len(dim) == 1 else Leg(math.prod(part.size for part in dim), factors=dim)
+    leg = dim[0] if len(dim) == 1 else Leg(size_of(dim), factors=dim)
     pieces = iter(leg.cut([size for size in sizes if size]))
     return [expand((next(pieces),)) if size else () for size in sizes]
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
-
-from lightning_sym.symmetry._legs import Dim, Leg, expand, take
+from lightning_sym.symmetry._legs import Dim, Leg, expand, size_of, take
 from lightning_sym.symmetry._trace import Ref, Step
 from lightning_sym.symmetry.rules.equations import Equations, fresh
 from lightning_sym.symmetry.rules.registry import NoRule, rule, tensor
@@ -88,7 +86,7 @@ def baddbmm(equations: Equations, step: Step) -> None:
     for dim in dims:
         equations.pin(dim, perm=True)
     for size, dim, own in zip(bias.shape[::-1], equations.of(bias)[::-1], dims[::-1], strict=False):
-        if size == math.prod(leg.size for leg in own):
+        if size == size_of(own):
             equations.tie(dim, own)
     equations.alike(bias, out)
 
@@ -131,7 +129,7 @@ def convolution(equations: Equations, step: Step) -> None:
 
 def _in_groups(dim: Dim, groups: int) -> tuple[Leg, Dim]:
     """Return the leg that counts groups, and what is left of the dimension within one."""
-    size = math.prod(leg.size for leg in dim)
+    size = size_of(dim)
     outer, within = take(list(expand(dim)), [groups, size // groups])
     if len(outer) != 1:
         raise NoRule  # the groups run over several legs
