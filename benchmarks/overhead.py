@@ -128,7 +128,7 @@ def watch(arm: str) -> list[Callback]:
 def arms_of(network: str) -> list[str]:
     """Return what is measured on a network, the peers that are installed among them."""
     if network != "resnet18":
-        return ["none", *PRESETS]
+        return ["none", "standard", "full"]
     needs = {"DeviceStatsMonitor": "psutil", "curvlinops trace": "curvlinops"}
     peers = [peer for peer in PEERS if peer not in needs or find_spec(needs[peer])]
     return ["none", *KINDS, *PRESETS, *peers]
@@ -296,7 +296,7 @@ def main() -> None:
     )
     parser.add_argument("--out", type=Path, default=Path("docs/results/overhead.json"))
     parser.add_argument("--pairs", type=int, default=2)
-    parser.add_argument("--steps", type=int, default=17)
+    parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--networks", nargs="+", default=["resnet18", "transformer"])
     parser.add_argument("--accelerator", default="cpu")

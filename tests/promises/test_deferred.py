@@ -128,7 +128,7 @@ class Looks(Callback):
 
     def on_train_batch_end(self, *_: Any) -> None:
         if self.takes:
-            self.rows.append(len(self.monitor.state_dict()["history"]))
+            self.rows.append(self.monitor.state_dict()["history"]["rows"])
 
 
 def test_validation_and_states_find_all_that_was_observed():
