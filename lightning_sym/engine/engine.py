@@ -172,6 +172,11 @@ class Engine:
         if ended and failure is not None:
             raise failure
 
+    def leave_out(self, monitors: Iterable[Any]) -> None:
+        """Let some monitors read no more."""
+        left_out = list(monitors)
+        self._seats = [seat for seat in self._seats if not any(seat.monitor is each for each in left_out)]
+
     # -- a step -------------------------------------------------------------------------------
 
     def batch_start(self, batch: Any, *, also: Collection[str] = ()) -> None:

@@ -171,7 +171,8 @@ class Watching:
         self._window = contextlib.ExitStack()
         self._told = 0  # batches since the last step
         self._stepped: set[int] = set()
-        self._wants_batch = scaler is not None or any(monitor.runs_module for monitor in self.monitors)
+        self._scaled = scaler is not None
+        self._wants_batch = self._scaled or any(map(_needs_batch, self.monitors))
         self._reminded = False
 
     def __enter__(self) -> Self:
@@ -215,20 +216,25 @@ class Watching:
         self._run.epoch += 1
 
     def _remind(self) -> None:
-        """Say once that nothing is read, since no batch was told.
+        """Say once what is not read, since no batch was told; the other monitors read from the next step on.
 
         Raises:
-            ValueError: if a monitor is strict.
+            ValueError: if a monitor that is not read is strict.
         """
         if self._reminded:
             return
         self._reminded = True
-        names = [type(monitor).__name__ for monitor in self.monitors if monitor.runs_module]
-        wants = ", ".join(dict.fromkeys(names)) or "a gradient scaler, which may skip a step,"
-        said = f"{wants} needs watching.batch(batch) at the head of each step; without it nothing is read"
-        if any(monitor.strict for monitor in self.monitors):
+        lost = [monitor for monitor in self.monitors if self._scaled or _needs_batch(monitor)]
+        names = ", ".join(dict.fromkeys(type(monitor).__name__ for monitor in lost))
+        who = "a gradient scaler, which may skip a step," if self._scaled else names
+        what = "nothing is read" if self._scaled else "these read nothing"
+        said = f"{who} needs watching.batch(batch) at the head of each step; without it {what}"
+        if any(monitor.strict for monitor in lost):
             raise ValueError(said)
         warnings.warn(said, stacklevel=3)
+        if not self._scaled:
+            self.engine.leave_out(lost)
+            self._wants_batch = False
 
     def _begin_step(self) -> None:
         self._told, self._stepped = 0, set()
@@ -249,6 +255,11 @@ class Watching:
         if len(self._stepped) == len(self._run.optimizers):
             self.engine.batch_end()
             self._begin_step()
+
+
+def _needs_batch(monitor: Any) -> bool:
+    """Return whether a monitor runs the module on the batch of a due step."""
+    return bool(monitor.runs_module and not monitor.reads_epochs)
 
 
 def _check(module: Any, *, to: Any, scaler: Any, precision: Any) -> None:

@@ -47,6 +47,23 @@ def test_it_runs_on_a_few_samples_of_a_copy():
     assert all(symmetry.module is net for symmetry in found)
 
 
+class Scores(nn.Sequential):
+    """Has a method that runs the module itself."""
+
+    def scores(self, x):
+        return self(x).softmax(1)
+
+
+@pytest.mark.parametrize("forward", ["scores", lambda module, x: module(x).softmax(1), "__call__"])
+def test_what_is_called_may_run_the_module_itself(forward):
+    net = Scores(*mlp(4, 6, 3))
+    plain = symmetries_of(run_of(net, torch.randn(20, 4)), inputs=None)
+    found = symmetries_of(run_of(net, torch.randn(20, 4)), inputs=None, forward=forward)
+    assert {str(s) for s in found} >= {str(s) for s in plain}
+    assert all(symmetry.module is net for symmetry in found)
+    assert "forward" not in vars(net)
+
+
 def test_its_error_names_the_argument():
     with pytest.raises(RuntimeError, match="inputs='z'"):
         symmetries_of(run_of(mlp(4, 6, 3), {"x": torch.randn(5, 4)}), inputs="z")

@@ -367,6 +367,7 @@ def test_monitors_that_need_a_batch_say_so_if_it_is_not_told():
         for batch in batches("mlp"):
             step(net, optimizer, batch)
     assert len([w for w in caught if "watching.batch" in str(w.message)]) == 1
+    assert [len(monitor.history) for monitor in chosen] == [0, 2]  # the other reads on, from the second step
     net, optimizer = plain()
     strict = FeatureLearningMonitor(every_n_steps=1, strict=True)
     with pytest.raises(ValueError, match=message), watch(net, optimizer, strict):
