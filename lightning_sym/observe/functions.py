@@ -177,7 +177,7 @@ class FunctionWatch:
     def _activation(
         self, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Tensor
     ) -> None:
-        if name in _CUTS:
+        if name in _CUTS and self._after:  # else it is not known of which layer
             with aside(result.device.type):
                 self._add("dead", self._live(result.detach()))
         elif name in ("tanh", "sigmoid", "hardtanh", "hardsigmoid"):

@@ -218,8 +218,8 @@ COLUMNS = [
         "`ModelParallelStrategy`, `fully_shard`",
         partial(two, make=seeded("fully_shard"), strategy=model_parallel(2, 1)),
         partial(one, make=seeded("fully_shard")), ONE, places=1e-9, watch=in_pieces, refused=RUN_APART,
-        unread=r"signal/.*/(weight_gradient|distance)",
-        note="norms of gradients and distances from the start are not read of pieces",
+        unread=r"signal/(.*/)?(weight_gradient|distance|dead|off|off_runs)",
+        note="norms of gradients, distances from the start and what functions show are not read of pieces",
     ),
     Column(
         "`ModelParallelStrategy`, tensor parallel",

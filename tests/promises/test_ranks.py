@@ -273,7 +273,7 @@ def test_fully_shard_reads_what_one_process_reads(tmp_path):
     )
     assert all(one["rows"])
     # What needs a whole gradient or the weight at the start is not read of pieces; all else is the same.
-    unread = re.compile(r"signal/.*/(weight_gradient|distance)")
+    unread = re.compile(r"signal/(.*/)?(weight_gradient|distance|dead|off|off_runs)")
     for row in (*itertools.chain(*one["rows"]), one["metrics"]):
         for key in filter(unread.fullmatch, list(row)):
             del row[key]
