@@ -87,6 +87,7 @@ def staged(callbacks: Sequence[Any], *_: Any) -> Outcome:
     def more(run: Trainer, module: Any) -> None:
         loader = batches()
         run.validate(module, loader, verbose=False)
+        run.test(module, loader, verbose=False)
         run.predict(module, [x for x, *_ in loader])
         run.fit_loop.max_epochs = 4
         run.fit(module, loader)
@@ -381,7 +382,7 @@ COLUMNS = [
         "`scale_batch_size` first", partial(tuned, "batch", tune=True), partial(tuned, "batch", tune=False),
         "a fit at the size found",
     ),
-    Column("fit, validate, predict, fit on", staged, forgetful, ONE_FIT),
+    Column("fit, validate, test, predict, fit on", staged, forgetful, ONE_FIT),
     Column("two fits with one Trainer", twice, forgetful, ONE_FIT),
     Column("two Trainers in two threads", in_threads, quiet, "a fit alone"),
     Column("a fit inside a callback", nested, quiet, "a fit alone"),

@@ -17,10 +17,10 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_sym import watch
-from lightning_sym.callbacks import EigenmodeMonitor, KNNProbe, LinearProbe, Monitor, Syre
+from lightning_sym.callbacks import CollapseMonitor, EigenmodeMonitor, KNNProbe, LinearProbe, Monitor, Syre
 from lightning_sym.optim import attach_syre
 from tests.matrix.rows import Column, Outcome, batches, fitted, outcome, plain, watching
-from tests.promises.every import Module, dataset
+from tests.promises.every import BATCH, Module, dataset, views
 
 
 def loop(
@@ -260,6 +260,41 @@ def single_monitors() -> list[Monitor]:
     return watching(double=False)
 
 
+class ByName(Module):
+    """Takes batches that are dicts, and runs itself as ``self(**batch)``."""
+
+    def forward(self, x: Tensor, label: Any = None, other: Any = None) -> Tensor:
+        return self.net(x)
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        loss = by_name(self, batch)
+        self.log("loss", loss)
+        return loss
+
+
+def by_name(module: Any, batch: Any) -> Tensor:
+    """Return the loss of a batch that is a dict."""
+    return nn.functional.cross_entropy(module(**batch), batch["label"])
+
+
+def dicts() -> DataLoader:
+    """Return the batches of the matrix as dicts."""
+    rows = dataset("mlp", double=True)
+    return DataLoader([dict(zip(("x", "label", "other"), row, strict=True)) for row in rows], BATCH)
+
+
+def monitors_by_name() -> list[Monitor]:
+    """Return the monitors, told where things are by their names."""
+    found = watching()
+    for monitor in found:
+        if callable(getattr(monitor, "loss", None)):
+            monitor.loss = by_name
+        if isinstance(monitor, EigenmodeMonitor):
+            monitor.inputs = lambda batch: views([batch["x"]])
+    found[0] = CollapseMonitor(every_n_steps=1, targets="label", causes=True, histograms=True, strict=True)
+    return found
+
+
 SINGLE = {"watch": single_monitors}
 COLUMNS = [
     Column("automatic optimization", fit, loop, "a plain loop"),
@@ -270,6 +305,11 @@ COLUMNS = [
     ),
     Column(
         "two optimizers in turn (a GAN)", partial(fit, make=partial(of, Pair)), turns, "a plain loop",
+    ),
+    Column(
+        "batches that are dicts, `forward(**batch)`",
+        partial(fit, make=partial(of, ByName), loader=dicts()), fit, "batches that are tuples",
+        watch=monitors_by_name, watch_reference=watching,
     ),
     Column(
         "accumulation of 2 batches", partial(fit, loader=batches(4), accumulate_grad_batches=2), fit,

@@ -60,6 +60,8 @@ class Module(LightningModule):
         """Log the loss."""
         self.log("val_loss", nn.functional.cross_entropy(self(batch[0]), batch[1]))
 
+    test_step = validation_step
+
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Return SGD."""
         return torch.optim.SGD(self.parameters(), **self.settings)
