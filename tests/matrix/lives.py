@@ -334,7 +334,8 @@ def _records(data: bytes) -> Iterator[bytes]:
 def _mlflow(folder: Path) -> list[Any]:
     from lightning.pytorch.loggers import MLFlowLogger
 
-    return [MLFlowLogger("matrix", tracking_uri=f"sqlite:///{folder}/mlflow.db")]
+    place = {"tracking_uri": f"sqlite:///{folder}/mlflow.db", "artifact_location": str(folder / "artifacts")}
+    return [MLFlowLogger("matrix", **place)]
 
 
 def _wandb(folder: Path) -> list[Any]:
