@@ -36,29 +36,15 @@ SOURCES = (
     "docs/conf.py",
     ".ci/run",
 )
-LOOP = """
-import sys, warnings
-warnings.simplefilter("error")
-import torch
-import lightning_sym
-from lightning_sym import monitors, watch
+#: What the installed package must do, and be: not the checkout's.
+USE = (
+    (ROOT / "tests" / "plain_loop.py").read_text()
+    + """
+    import sys, lightning_sym
 
-assert lightning_sym.__file__.startswith(sys.prefix), lightning_sym.__file__
-torch.manual_seed(0)
-net = torch.nn.Sequential(torch.nn.Linear(6, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3))
-optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
-chosen = monitors("standard", every_n_steps=1, targets=1, strict=True)
-with watch(net, optimizer, chosen) as watching:
-    for step in range(3):
-        x, y = torch.randn(32, 6), torch.randint(3, (32,))
-        watching.batch((x, y))
-        torch.nn.functional.cross_entropy(net(x), y).backward()
-        optimizer.step()
-        optimizer.zero_grad()
-rows = chosen[0].history
-assert [row["step"] for row in rows] == [1, 2, 3] and "collapse/score" in rows[-1], rows
-print("watched", len(rows), "steps of a plain loop with lightning_sym", lightning_sym.__version__)
+    assert lightning_sym.__file__.startswith(sys.prefix), lightning_sym.__file__
 """
+)
 
 
 def closure(names: list[str]) -> dict[str, metadata.Distribution]:
@@ -121,7 +107,7 @@ def main() -> None:
         for command in (
             pip,
             [python, "-m", "pip", "check"],
-            [python, "-c", LOOP],
+            [python, "-c", USE],
             [work / "venv/bin/lightning-sym"],
         ):
             subprocess.run(command, check=True, cwd=work, env=clean)

@@ -35,16 +35,10 @@ def without_global_hooks(copies: Iterable[nn.Module]) -> None:
     Only the copies are changed: other modules, of other threads too, keep theirs.
     """
     space = vars(torch.nn.modules.module)
-    copies = [
-        copy for copy in copies if not isinstance(copy, torch.jit.ScriptModule)
-    ]  # it takes no attributes
-    none = {
-        name: OrderedDict[int, Any]()
-        for name in space
-        if name.startswith("_global_") and name.endswith("_hooks")
-    }
-    if not any(space[name] for name in none):
+    hooks = [name for name in space if name.startswith("_global_") and name.endswith("_hooks")]
+    if not any(space[name] for name in hooks):
         return
+    none = {name: OrderedDict[int, Any]() for name in hooks}
     copies = [copy for copy in copies if not isinstance(copy, torch.jit.ScriptModule)]  # takes no attributes
     for name in UNHEARD:
         unheard = FunctionType(vars(nn.Module)[name].__code__, {**space, **none}, name)

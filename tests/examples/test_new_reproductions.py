@@ -187,7 +187,8 @@ def test_collapse_and_alignment_are_told_of_the_same_networks(tmp_path):
     bare, decayed = result["results"]["0"], result["results"]["0.003"]
     assert bare["train_accuracy"]["low"] > 0.95
     assert decayed["train_nc1"]["high"] < bare["train_nc1"]["low"]
-    assert decayed["layers"][-1]["a/rga"]["median"] > bare["layers"][-1]["a/rga"]["median"]
+    for end in ("low", "high"):  # of two seeds, each beside its own
+        assert decayed["layers"][-1]["a/rga"][end] > bare["layers"][-1]["a/rga"][end]
     assert len(bare["layers"]) == result["config"]["depth"]
     assert result["rank_correlation_with_nc1"]["a/rga"] < 0
 

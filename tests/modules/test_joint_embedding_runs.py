@@ -94,8 +94,9 @@ def test_watching_a_compiled_run_compiles_nothing_more():
 def test_bfloat16_runs_stay_close_to_float32(name):
     module, exact = made(name, lr=1e-3), made(name, lr=1e-3)
     values, expected = fitted(module, precision="bf16-mixed"), fitted(exact)
-    # Barlow Twins falls to a fifteenth in four steps: rounding stays that of the values it began with.
-    assert values == pytest.approx(expected, rel=0.03, abs=0.03 * expected[0])
+    # Barlow Twins falls to a fifteenth in four steps: rounding stays that of the values it began with, beyond
+    # the 3 % at most .016 of the first over eight seeds.
+    assert values == pytest.approx(expected, rel=0.03, abs=0.02 * expected[0])
     assert values != expected
     assert all(p.dtype == torch.float32 and p.isfinite().all() for p in module.parameters())
 
