@@ -24,6 +24,7 @@ from torch.overrides import TorchFunctionMode
 from typing_extensions import override
 
 from lightning_sym.observe.clouds import chosen
+from lightning_sym.observe.guard import guarded, without_frames
 from lightning_sym.observe.hooks import aside, in_backward, transforming
 from lightning_sym.observe.layers import watchable_layers
 from lightning_sym.observe.loops import FirstUses, LoopGradients
@@ -114,7 +115,14 @@ class FunctionWatch:
         try:
             self._see(getattr(func, "__name__", ""), args, kwargs, result)
         except Exception as error:
-            self.error = error
+            self._fail(error)
+
+    def _fail(self, error: Exception) -> None:
+        self.error = self.error or without_frames(error)
+
+    def _guard(self, hook: Callable[..., None]) -> Callable[..., None]:
+        """Return a hook on the user's graph that keeps what goes wrong in it."""
+        return guarded(hook, self._fail)
 
     def _see(self, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Any) -> None:
         if name in _DRAWS and isinstance(result, Tensor):
@@ -152,7 +160,7 @@ class FunctionWatch:
         self._after = layer
         self.ran.setdefault(layer)
         if self._counts(result):
-            self._loops.setdefault(layer, LoopGradients()).follow(result)
+            self._loops.setdefault(layer, LoopGradients(self._guard)).follow(result)
 
     def finish(self) -> None:
         """Add up what takes more than one call."""
@@ -297,7 +305,8 @@ class FunctionWatch:
             if shares is not None:
                 self._add("saturated", shares)
             self._add("reach", reach(name, args))
-        self._uses.setdefault(self._after, FirstUses()).follow(result[0], batch_first=bool(args[8]))
+        uses = self._uses.setdefault(self._after, FirstUses(self._guard))
+        uses.follow(result[0], batch_first=bool(args[8]))
 
     # -- lineage ------------------------------------------------------------------------------
 

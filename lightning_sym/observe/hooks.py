@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import contextlib
 import time
-import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
@@ -30,6 +29,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_sym.observe.call import Call
+from lightning_sym.observe.guard import guarded, without_frames
 from lightning_sym.observe.kinds.lora import added
 from lightning_sym.observe.layer import Layer
 from lightning_sym.observe.products import Product
@@ -234,7 +234,7 @@ class LayerWatch:
         try:
             yield
         except Exception as error:
-            self.errors.setdefault(statistic, _let_go(error))
+            self.errors.setdefault(statistic, without_frames(error))
 
     def attach(self) -> None:
         """Register the hooks."""
@@ -304,19 +304,12 @@ class LayerWatch:
 
     def guard(self, hook: Callable[..., None]) -> Callable[..., None]:
         """Return a hook that keeps what goes wrong in it: nothing of ours ends the user's step."""
-
-        def guarded(*args: Any) -> None:
-            try:
-                hook(*args)
-            except Exception as error:
-                self.fail(error)
-
-        return guarded
+        return guarded(hook, self.fail)
 
     def fail(self, error: Exception) -> None:
         """Take note of an error while a call was looked at: no statistic has a result."""
         if self.open():
-            error = _let_go(error)
+            error = without_frames(error)
             self.errors.update({s: error for s in self.statistics if s not in self.errors})
 
     def unreadable(self, reason: str) -> None:
@@ -452,21 +445,6 @@ class LayerWatch:
                 )
             return found
         return []
-
-
-def _let_go(error: Exception) -> Exception:
-    """Return an error that tells where it was raised in words, not by the frames of the user's pass.
-
-    These hold activations, whose hooks hold the watch, which keeps the error: a ring through the autograd
-    graph, which the garbage collector can't see.
-    """
-    if error.__traceback__ is not None:
-        error.add_note("Observed here:\n" + "".join(traceback.format_tb(error.__traceback__)))
-    each: BaseException | None = error
-    while each is not None:
-        each.__traceback__ = None
-        each = each.__cause__ or each.__context__
-    return error
 
 
 def _product(h_NA: Tensor, blocks: Tensor, bias: Tensor | None) -> Tensor:

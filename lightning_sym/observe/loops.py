@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from lightning_sym.observe.weights import accumulation_dtype
+
+Guard = Callable[[Callable[..., None]], Callable[..., None]]
 #: Calls in a row that make a layer recurrent: an encoder that embeds two views is called twice.
 CALLS = 8
 #: Samples of a call that are looked at.
@@ -18,9 +22,13 @@ class LoopGradients:
     """Squared gradients of one layer's outputs, call by call, of one step.
 
     A layer that is called once costs nothing: gradients are followed from the second call on.
+
+    Args:
+        guard: what hooks are put through, so that none ends the user's backward pass.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, guard: Guard) -> None:
+        self._guard = guard
         self._made = 0
         self._first: Any = None
         self._arrived: list[tuple[int, Tensor]] = []
@@ -32,15 +40,16 @@ class LoopGradients:
             self._first = node
         else:
             if self._first is not None:
-                self._first.register_prehook(partial(self._take, 0))
+                self._first.register_prehook(self._guard(partial(self._take, 0)))
                 self._first = None
-            node.register_prehook(partial(self._take, self._made))  # type: ignore[union-attr]
+            node.register_prehook(self._guard(partial(self._take, self._made)))  # type: ignore[union-attr]
         self._made += 1
 
     def _take(self, call: int, gradients: tuple[Tensor | None, ...]) -> None:
         found = gradients[0]
         if found is not None:
-            self._arrived.append((call, found.detach()[:SAMPLES].double().square().sum()))
+            dtype = accumulation_dtype(found.device)
+            self._arrived.append((call, found.detach()[:SAMPLES].to(dtype).square().sum()))
 
     def ends(self) -> Tensor | None:
         """Return squared gradients of the first call and of the last, summed over backward passes, ``[2]``.
@@ -63,16 +72,20 @@ class FirstUses:
 
     Where each position's output has a loss of its own, nothing needs to reach back from the last one.
 
+    Args:
+        guard: what hooks are put through.
+
     Attributes:
         early: whether a gradient came to an output of the first half.
     """
 
-    def __init__(self) -> None:
-        self.early = False
+    def __init__(self, guard: Guard) -> None:
+        self._guard, self.early = guard, False
 
     def follow(self, output: Tensor, *, batch_first: bool) -> None:
         """Take in a call by its output ``[N, T, U]`` (or ``[T, N, U]``), which has a gradient function."""
-        output.grad_fn.register_prehook(partial(self._take, int(batch_first)))  # type: ignore[union-attr]
+        hook = self._guard(partial(self._take, int(batch_first)))
+        output.grad_fn.register_prehook(hook)  # type: ignore[union-attr]
 
     def _take(self, dim: int, gradients: tuple[Tensor | None, ...]) -> None:
         found = gradients[0]

@@ -78,7 +78,7 @@ def test_a_layer_that_is_called_a_few_times_is_no_loop(batch):
 
 
 def test_a_loop_is_followed_through_each_backward_pass_by_itself():
-    loop, weight = LoopGradients(), torch.ones(3, requires_grad=True)
+    loop, weight = LoopGradients(lambda hook: hook), torch.ones(3, requires_grad=True)
     for scale in (1.0, 2.0):
         x = torch.ones(2, 3)
         for _ in range(8):

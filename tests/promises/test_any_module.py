@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 import warnings
 from typing import Any
@@ -217,3 +218,49 @@ def test_passes_of_transforms_are_not_taken_for_the_step():
         trainer(callbacks=watch, max_epochs=1).fit(kind(), points())
         rows.append([{**row} for monitor in watch for row in monitor.history])
     assert rows[0] == rows[1]
+
+
+class Unrolled(Odd):
+    """A cell called position by position, and a recurrent module after it."""
+
+    def build(self) -> nn.Module:
+        parts = {"cell": nn.RNNCell(1, 5), "recurrent": nn.GRU(5, 4, batch_first=True)}
+        return nn.ModuleDict({**parts, "last": nn.Linear(4, 3)})
+
+    def forward(self, x: Tensor) -> Tensor:
+        h, found = torch.zeros(len(x), 5), []
+        for position in range(x.shape[1]):
+            h = self.net["cell"](x[:, position, None], h)
+            found.append(h)
+        return self.net["last"](self.net["recurrent"](torch.stack(found, 1))[0][:, -1])
+
+
+@pytest.mark.parametrize(
+    ("place", "name"),
+    [
+        ("loops.LoopGradients", "_take"),
+        ("loops.FirstUses", "_take"),
+        ("kinds.recurrent.Replays", "_enter"),
+        ("kinds.recurrent.Replays", "_leave"),
+        ("kinds.recurrent._Replay", "gradients"),
+        ("hooks.LayerWatch", "see"),
+        ("hooks.LayerWatch", "_gradient"),
+    ],
+)
+def test_nothing_of_ours_that_fails_on_the_way_ends_a_step(place, name, monkeypatch):
+    """In the forward pass and in the backward pass: the fit is the bare one, and one sentence says it."""
+    bare, loud, _ = fitted(Unrolled, watched=False)
+    module, _, kind = place.rpartition(".")
+    owner = getattr(importlib.import_module(f"lightning_sym.observe.{module}"), kind)
+    called = []
+
+    def fails(*args: Any, **kwargs: Any) -> None:
+        called.append(1)
+        raise ArithmeticError("ours")
+
+    monkeypatch.setattr(owner, name, fails)
+    watched, louder, _ = fitted(Unrolled, watched=True)
+    assert called
+    for one, other in zip(bare, watched, strict=True):
+        assert all(alike(a, b) for a, b in zip(one, other, strict=True))
+    assert any("ArithmeticError: ours" in said for said in set(louder) - set(loud))

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence
 
+from lightning_sym.observe.guard import guarded
 from lightning_sym.observe.layer import Layer
 from lightning_sym.observe.weights import is_parametrized, local
 
@@ -135,8 +136,8 @@ class Replays:
         self.watches[key] = watch
         if not self._hooks:
             self._hooks = [
-                self.module.register_forward_pre_hook(self._enter),
-                self.module.register_forward_hook(self._leave, with_kwargs=True),
+                self.module.register_forward_pre_hook(guarded(self._enter, self._fail)),
+                self.module.register_forward_hook(guarded(self._leave, self._fail), with_kwargs=True),
             ]
         return _Handle(self, key)
 
@@ -145,6 +146,10 @@ class Replays:
         self.watches.pop(key, None)
         while self._hooks and not self.watches:
             self._hooks.pop().remove()
+
+    def _fail(self, error: Exception) -> None:
+        for watch in list(self.watches.values()):
+            watch.fail(error)
 
     def _enter(self, *_: Any) -> None:
         module = self.module
@@ -173,10 +178,6 @@ class Replays:
                 reason = _differs(made.outputs, list(_leaves(output)))
         except _UnreadableError as error:
             reason = str(error)
-        except Exception as error:
-            for watch in watches.values():
-                watch.fail(error)
-            return
         if reason:
             for watch in watches.values():
                 watch.unreadable(reason)
@@ -203,7 +204,8 @@ class Replays:
                 given = dict(zip(asked, gradients, strict=True))
                 made.gradients([given.get(i) for i in range(len(every))])
 
-            torch.autograd.graph.register_multi_grad_hook([every[i] for i in asked], take, mode="all")
+            hook = guarded(take, self._fail)
+            torch.autograd.graph.register_multi_grad_hook([every[i] for i in asked], hook, mode="all")
 
 
 @dataclass
