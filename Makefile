@@ -25,7 +25,7 @@ lint: $(READY)
 types: $(READY)
 	$(BIN)/mypy
 
-bench: $(READY)  ## measure again what the page of benchmarks tells; half an hour on a quiet machine
+bench: $(READY)  ## measure again what the page of benchmarks tells; on a quiet machine
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/overhead.py
 	$(BIN)/python benchmarks/sharpness.py --out docs/results/sharpness_benchmark.json
 	$(BIN)/python benchmarks/syre.py

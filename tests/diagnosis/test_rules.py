@@ -1,6 +1,7 @@
 """Rules on made histories: each sick one is named, each of its healthy look-alikes is not."""
 
 import math
+import re
 
 import pytest
 
@@ -239,6 +240,18 @@ ALSO_SICK = {
 def test_other_ways_to_be_sick_are_named_and_nothing_else(name):
     kind, readings = ALSO_SICK[name]
     assert kinds(rows(**readings)) == [kind]
+
+
+@pytest.mark.parametrize("history", [*SICK.values(), *(made for _, made in ALSO_SICK.values())])
+def test_sentences_are_whole_and_said_once(history):
+    for finding in diagnose_run(rows(**history)):
+        for words in (finding.message, finding.remedy):
+            sentences = [each for each in re.split(r"[.:] ", words.removesuffix(".")) if each]
+            assert words.endswith(".")
+            assert not words.endswith("..")
+            assert len(sentences) == len(set(sentences))
+        assert finding.cause
+        assert not finding.cause.endswith(".")
 
 
 def test_zero_weights_for_good_are_equal_and_frozen():

@@ -32,7 +32,7 @@ def divergence(course: Course) -> Iterator[Finding]:
         )
         where = f"readings of {layer}" if layer else "the loss or a summary of the network"
         verb = "are" if layer else "is"
-        yield _finding(layer, step, math.inf, GROWTH, f"Training has diverged: {where} {verb} not finite.")
+        yield _finding(layer, step, math.inf, GROWTH, f"{where} {verb} not finite")
         return
     loss = course.loss.finite
     if len(loss) < LAST or loss.first <= 0 or course.adversarial:
@@ -42,14 +42,11 @@ def divergence(course: Course) -> Iterator[Finding]:
     if since is None:
         since = loss.since(lambda value: value > FAR * loss.first, last=2)
     if since is not None:
-        words = f"Training has diverged: the loss is {ratio:.3g} times its first."
-        yield _finding("", since, ratio, GROWTH, words)
+        yield _finding("", since, ratio, GROWTH, f"the loss is {ratio:.3g} times its first")
         return
     since = loss.since(lambda value: value > LOST * loss.first)
     if since is not None and _returns(loss) == 1:
-        words = (
-            f"Training has diverged: the loss had come down to {loss.low:.3g} and is back at {loss.last:.3g}."
-        )
+        words = f"the loss had come down to {loss.low:.3g} and is back at {loss.last:.3g}"
         yield _finding("", since, ratio, LOST, words)
         return
     yield from _blown_up(course)
@@ -65,10 +62,8 @@ def _blown_up(course: Course) -> Iterator[Finding]:
     steps = [since for since in grown if since is not None]
     if len(steps) > len(norms) / 2:
         ratio = statistics.median(s.last / s.first for s in norms)
-        words = (
-            f"Training has diverged: weights are {ratio:.3g} times their first, and the loss has not fallen."
-        )
-        yield _finding("", min(steps), ratio, BLOWN_UP, f"Training has diverged: {words}.")
+        words = f"weights are {ratio:.3g} times their first, and the loss has not fallen"
+        yield _finding("", min(steps), ratio, BLOWN_UP, words)
 
 
 def _returns(loss: Series) -> int:
@@ -84,7 +79,7 @@ def _returns(loss: Series) -> int:
     return times
 
 
-def _finding(layer: str, step: int, value: float, limit: float, message: str) -> Finding:
+def _finding(layer: str, step: int, value: float, limit: float, what: str) -> Finding:
     return Finding(
         "divergence",
         "alarm",
@@ -92,7 +87,7 @@ def _finding(layer: str, step: int, value: float, limit: float, message: str) ->
         step,
         value,
         limit,
-        message,
+        f"Training has diverged: {what}.",
         "the learning rate is too high, as far as readings tell",
         "Lower the learning rate, warm it up, or clip gradients.",
     )
