@@ -1,4 +1,4 @@
-"""Every sub-package and every paper has its page, and every page is in a table of contents."""
+"""Every sub-package and paper has its page, every page is in a table of contents, every picture is shown."""
 
 import re
 from pathlib import Path
@@ -35,3 +35,10 @@ def test_every_page_is_in_a_table_of_contents():
             lines = [line for line in tree.split() if not line.startswith((":", "auto_gallery/"))]  # made
             listed |= {page.parent / f"{line}.md" for line in lines}
     assert listed == set(DOCS.rglob("*.md"))
+
+
+def test_every_picture_is_shown():
+    pages = "\n".join(page.read_text() for page in [ROOT / "README.md", *DOCS.rglob("*.md")])
+    pictures = [*DOCS.glob("pictures/*.png"), *DOCS.glob("papers/figures/*.png")]
+    assert pictures
+    assert [picture.name for picture in pictures if f"/{picture.name}" not in pages] == []

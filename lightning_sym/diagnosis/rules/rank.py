@@ -55,6 +55,7 @@ def rank_collapse(course: Course) -> Iterator[Finding]:
     lost = min((v for name in found for v in starts[name]), default=0.0)
     most = max((v for values in starts.values() for v in values), default=0.0)
     early = found[layer] <= course.steps[0] or lost < most / 4
+    many = f"{value:.2f} directions" if value >= 1 else "less than one direction"  # an estimate of no bias
     where = f"The output of {layer}{others(list(found))}"
     yield Finding(
         "rank_collapse",
@@ -63,9 +64,9 @@ def rank_collapse(course: Course) -> Iterator[Finding]:
         found[layer],
         value,
         limit,
-        f"{where} varies in {value:.2f} directions, and the loss keeps {kept:.0%} of its first."
+        f"{where} varies in {many}, and the loss keeps {kept:.0%} of its first."
         if what == "directions" and kept is not None
-        else f"{where} varies in {value:.2f} directions."
+        else f"{where} varies in {many}."
         if what == "directions"
         else f"{where} is nearly the same for every sample: its variance is {value:.1e} of its square.",
         "weight decay" if decays(course) else "the depth and its initialisation" if early else "not known",
