@@ -88,4 +88,4 @@ def finish(
 def tell_where(out: Path) -> None:
     """Tell where to look further."""
     print(f"All on one page:  lightning-sym report {out} --out {out / 'report.html'}")
-    print(f"In TensorBoard:   tensorboard --logdir {out}   (tab Custom Scalars: the overview first)")
+    print(f"In TensorBoard:   tensorboard --logdir {out}   (it opens with the overviews)")

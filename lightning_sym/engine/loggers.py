@@ -71,6 +71,11 @@ def _artifact(key: str, step: int, kind: str) -> str:
     return f"{key}/step_{step:08d}.{kind}"
 
 
+def _tag(key: str) -> str:
+    """Return TensorBoard's tag of a figure: its groups go by name, ``_`` before letters, overviews first."""
+    return f"_{key}" if key.endswith("/overview") else key
+
+
 WRITERS = (
     Writer(
         *("TensorBoard", "text", _is_board("add_text")),
@@ -82,7 +87,7 @@ WRITERS = (
     ),
     Writer(
         *("TensorBoard", "figure", _is_board("add_figure")),
-        lambda sink, key, figure, step: _board(sink).add_figure(key, figure, step, close=True),
+        lambda sink, key, figure, step: _board(sink).add_figure(_tag(key), figure, step, close=True),
     ),
     Writer(
         *("Weights & Biases", "text", _is_wandb),

@@ -92,7 +92,7 @@ def test_findings_are_those_of_the_histories_and_told_once(caplog):
     assert (diagnosis.findings[0].kind, diagnosis.findings[0].step) == ("dead_units", 1)
     texts = [(key, step) for key, value, step in board.texts if "dead_units" in value]
     assert texts == [("findings/text", 1)]  # the batch of the second reading
-    assert {key for key, _, _ in board.figures} == {"findings/overview"}
+    assert {key for key, _, _ in board.figures} == {"_findings/overview"}  # the first group there
     told = [record.getMessage() for record in caplog.records if "dead_units" in record.getMessage()]
     assert len(told) == 2  # when it was found, and in the summary
     assert told[1].startswith("lightning_sym after 12 steps: 1 finding\n")
