@@ -122,6 +122,7 @@ class BalanceMonitor(Monitor):
     """
 
     quantity: ClassVar[str] = "balance"
+    takes_inputs = True
     needs = (GradientNoise(),)
     runs_module = True
 

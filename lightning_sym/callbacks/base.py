@@ -12,6 +12,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import nn
 from typing_extensions import override
 
+from lightning_sym.engine.batch import check_place
 from lightning_sym.engine.history import LAST_ROWS, FileHistory, Keep, Row, packed, unpacked
 from lightning_sym.engine.lightning import attach
 from lightning_sym.engine.probe import Held
@@ -74,6 +75,8 @@ class Monitor(Callback):
     runs_module: bool = False
     #: Which of its readings do, if not all.
     module_readings: str = ""
+    #: Whether its argument ``inputs`` says what of a training batch its passes through the module take.
+    takes_inputs: bool = False
     #: Whether it reads what other monitors have read (``seen.others``): then it reads after them.
     reads_monitors: bool = False
     #: Whether :meth:`read` is of the observed layers alone (not of the module, the run, the state or other
@@ -160,6 +163,13 @@ class Monitor(Callback):
                 f"every_n_steps={self.schedule!r} reads parameters alone; {', '.join(names)} of "
                 f"{type(self).__name__} is of a step: give an interval in steps"
             )
+
+    def check_batch(self, batch: Any) -> None:
+        """Raise where ``targets`` or ``inputs`` is no place in the fit's first batch, before its step."""
+        for need in self.needs:
+            check_place(batch, getattr(need, "targets", None), "targets")
+        if self.takes_inputs and getattr(self, "data", None) is None:
+            check_place(batch, getattr(self, "inputs", None), "inputs")
 
     def choose(self, module: nn.Module) -> list[Layer]:
         """Return the layers to watch."""

@@ -112,6 +112,7 @@ class CollapseMonitor(Monitor):
     """
 
     quantity: ClassVar[str] = "collapse"
+    takes_inputs = True
 
     def __init__(
         self,

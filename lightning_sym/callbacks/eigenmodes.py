@@ -122,6 +122,7 @@ class EigenmodeMonitor(Monitor):
     """
 
     quantity: ClassVar[str] = "eigenmodes"
+    takes_inputs = True
     runs_module = True
 
     def __init__(

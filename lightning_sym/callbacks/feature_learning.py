@@ -104,6 +104,7 @@ class FeatureLearningMonitor(Monitor):
     """
 
     quantity: ClassVar[str] = "feature_learning"
+    takes_inputs = True
     runs_module = True
 
     def __init__(

@@ -126,6 +126,7 @@ class HierarchyMonitor(Monitor):
     """
 
     quantity: ClassVar[str] = "hierarchy"
+    takes_inputs = True
     needs = (_OUTPUTS,)
     runs_module = True
 

@@ -82,6 +82,7 @@ class PlasticityMonitor(Monitor):
     """
 
     quantity: ClassVar[str] = "plasticity"
+    takes_inputs = True
     defers = True
     needs = (_INPUTS, _ACTIVITY, _WEIGHT, _UPDATE, _ZEROS)
 

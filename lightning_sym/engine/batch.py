@@ -208,6 +208,25 @@ def _named(inputs: Locator) -> str:
     return getattr(inputs, "__name__", None) or repr(inputs)
 
 
+def check_place(batch: Any, place: Locator, argument: str) -> None:
+    """Raise if a batch has no entry of that index or key; functions of a batch are called when needed.
+
+    Args:
+        batch: a batch of any kind.
+        place: an index, a key (or an attribute's name), a function of the batch, or None.
+        argument: that says so: ``"targets"`` or ``"inputs"``.
+
+    Raises:
+        ValueError: if there is none, or ``targets`` leads to no tensor of class indices.
+    """
+    if place is None or callable(place):
+        return
+    if argument == "targets":
+        find_targets(batch, place)
+    else:
+        _entry(batch, place, argument)
+
+
 def find_targets(batch: Any, targets: Locator) -> Tensor | None:
     """Return the labels in a batch.
 

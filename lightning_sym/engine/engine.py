@@ -20,8 +20,7 @@ import torch
 from torch.nn.parameter import is_lazy
 
 from lightning_sym.engine.batch import find_targets
-from lightning_sym.engine.ranks import RankError
-from lightning_sym.engine.reader import Reader, own_error, place
+from lightning_sym.engine.reader import Reader, place
 from lightning_sym.engine.reduction import Failure, reduce
 from lightning_sym.engine.run import Run
 from lightning_sym.engine.schedule import EpochEnds, Every, LogSpaced, Schedule
@@ -74,6 +73,7 @@ class Engine:
         self._previous: int | None = None
         self.stride = 1
         self._agreed: set[str] = set()
+        self._batch_checked = False
         self._lazy = False  # whether layers have no shape yet
 
     @property
@@ -99,14 +99,17 @@ class Engine:
 
     def start(self) -> None:
         """Check arguments and choose layers; user errors are raised here, before the first batch."""
-        try:
-            self.run.ranks.attempt(self._check)
-        except RankError as failure:
-            raise own_error(failure) from None
+        self.run.ranks.require(self._check)
         if any(seat.defers for seat in self._seats):
             for monitor in self.monitors:
                 monitor.settle = self._reader.flush  # before its state is taken
         self._announce()
+
+    def check_batch(self, batch: Any) -> None:
+        """Check what arguments say of a batch, before the first of a fit; user errors are raised here."""
+        if not self._batch_checked:
+            self._batch_checked = True
+            self.run.ranks.require(lambda: [monitor.check_batch(batch) for monitor in self.monitors])
 
     def _check(self) -> None:
         self.run.check(self.monitors)

@@ -169,6 +169,9 @@ class Driver(Callback):
 
     @override
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        if self.engine is not None:
+            self.engine.check_batch(batch)
+
         def begin(engine: Engine) -> None:
             run = engine.run
             step = {"batch": batch_idx, "step": run.step + engine.stride, "accumulated": run.accumulated}

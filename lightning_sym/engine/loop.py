@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Self
 
@@ -54,7 +54,7 @@ def watch(
     Args:
         module: what is trained; wrappers of DDP and Fabric are looked through.
         optimizer: the optimizer, or all of them.
-        monitors: a monitor, or several (:func:`~lightning_sym.callbacks.monitors`).
+        monitors: a monitor, or several (:func:`~lightning_sym.callbacks.monitors`), also lists in a list.
         to: who takes readings besides the histories: a TensorBoard ``SummaryWriter``, a logger of Lightning's
             or Fabric's, a function of ``({key: value}, step)``, or several.
         accumulate: backward passes a step, each of a loss that is divided by this number.
@@ -153,7 +153,7 @@ class Watching:
         optimizers = [_torch_optimizer(each) for each in (optimizer if several else [optimizer])]  # type: ignore[union-attr, list-item]
         if not optimizers:
             raise ValueError("optimizer must be an optimizer or several, got none")
-        self.monitors = list(monitors) if isinstance(monitors, Iterable) else [monitors]
+        self.monitors = list(_flat(monitors))
         if not self.monitors:
             raise ValueError("monitors must be a monitor or several, got none")
         for each in self.monitors:
@@ -198,6 +198,7 @@ class Watching:
 
     def batch(self, batch: Any) -> None:
         """Say which batch is run next, at the head of a step (of each of its batches, if several)."""
+        self.engine.check_batch(batch)
         first = self._told == 0
         if self.engine.armed and self._told >= self._run.accumulated:
             self.engine.drop_step()  # a gradient scaler has skipped the step
@@ -261,6 +262,15 @@ class Watching:
         if len(self._stepped) == len(self._run.optimizers):
             self.engine.batch_end()
             self._begin_step()
+
+
+def _flat(monitors: Any) -> Iterator[Any]:
+    """Yield one by one what may stand in lists, such as the monitors of a preset."""
+    if isinstance(monitors, Iterable) and not isinstance(monitors, str) and not is_monitor(monitors):
+        for each in monitors:
+            yield from _flat(each)
+    else:
+        yield monitors
 
 
 def _needs_batch(monitor: Any) -> bool:

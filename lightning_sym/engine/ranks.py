@@ -33,6 +33,10 @@ class RankError(RuntimeError):
         super().__init__(said)
         self.rank, self.said, self.error, self.place = rank, said, error, place
 
+    def own(self) -> Exception:
+        """Return the failure's own error on the rank that raised it, and one that names it on the others."""
+        return self.error or RuntimeError(f"{self.said} (on rank {self.rank})")
+
 
 class Ranks:
     """The ranks of a process group, or the only rank there is.
@@ -67,6 +71,17 @@ class Ranks:
             raise RankError(rank, said, error, where) from error
         self._check()
         return found
+
+    def require(self, check: Callable[[], Any]) -> None:
+        """Check what the user has asked for; what is wrong on one rank is raised on all.
+
+        Args:
+            check: raises what is wrong.
+        """
+        try:
+            self.attempt(check)
+        except RankError as failure:
+            raise failure.own() from None
 
     def sum(self, tensors: Sequence[Tensor]) -> None:
         """Sum tensors over all ranks in place, in one packed all-reduce; the caller has agreed."""

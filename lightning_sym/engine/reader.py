@@ -198,7 +198,7 @@ class Reader:
             return self.run.ranks.attempt(compute, where)
         except RankError as failure:
             if monitor.strict:
-                raise own_error(failure) from None
+                raise failure.own() from None
             on = f" on rank {failure.rank}" if self.run.ranks.size > 1 else ""
             kind, _, reason = failure.said.partition(": ")
             if kind == NotApartError.__name__:  # nobody else could run it either
@@ -234,11 +234,6 @@ class Reader:
 
 def _sorted(monitor: Any, seen: Observation) -> Found:
     return sorted_out(monitor.read(seen), monitor.prefix)
-
-
-def own_error(failure: RankError) -> Exception:
-    """Return a failure's own error on the rank that raised it, and one that names it on the others."""
-    return failure.error or RuntimeError(f"{failure.said} (on rank {failure.rank})")
 
 
 def place(method: str, seen: Observation) -> str:

@@ -376,10 +376,38 @@ def test_an_error_of_ours_is_one_warning():
         trainer(callbacks=[Faulty(every_n_steps=1, strict=True)]).fit(Classifier(mlp(4, 6, 4)), data)
 
 
-def test_targets_that_are_not_there_are_one_warning():
+@pytest.mark.parametrize(
+    ("monitor", "message"),
+    [
+        (lambda: CollapseMonitor(targets=7), r"targets=7 is not in the batch, which is a list of 2 entries"),
+        (lambda: CollapseMonitor(targets=0), r"targets=0 must lead to a tensor of class indices.*float32"),
+        (lambda: CollapseMonitor(targets="label"), r"targets='label' is not in the batch"),
+        (lambda: PlasticityMonitor(inputs="image"), r"inputs='image' is not in the batch"),
+        (lambda: monitors("full", inputs=5), r"inputs=5 is not in the batch"),
+    ],
+)
+def test_places_that_the_first_batch_lacks_are_refused_before_its_step(monitor, message):
     data = DataLoader(TensorDataset(torch.randn(8, 4), torch.randint(0, 4, (8,))), batch_size=2)
-    with pytest.warns(UserWarning, match="targets=7"):
-        trainer(callbacks=[CollapseMonitor(targets=7)]).fit(Classifier(mlp(4, 6, 4)), data)
+    fit = trainer(callbacks=[monitor()])
+    with pytest.raises(ValueError, match=message):
+        fit.fit(Classifier(mlp(4, 6, 4)), data)
+    assert fit.global_step == 0
+    net, optimizer = fit.model, torch.optim.SGD(fit.model.parameters(), 0.1)
+    with pytest.raises(ValueError, match=message), watch(net, optimizer, [monitor()]) as watching:
+        watching.batch(next(iter(data)))
+
+
+def test_a_function_of_the_batch_is_asked_where_it_is_needed_and_its_failure_is_one_warning():
+    data = DataLoader(TensorDataset(torch.randn(8, 4), torch.randint(0, 4, (8,))), batch_size=2)
+    asked = []
+
+    def labels(batch):
+        asked.append(len(batch))
+        raise KeyError("label")
+
+    with pytest.warns(UserWarning, match="KeyError: 'label'"):
+        trainer(callbacks=[CollapseMonitor(targets=labels)]).fit(Classifier(mlp(4, 6, 4)), data)
+    assert len(asked) == 1
 
 
 class Words(torch.utils.data.Dataset):

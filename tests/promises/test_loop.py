@@ -450,6 +450,7 @@ def test_validation_without_gradients_is_not_the_step():
         ({"optimizer": None}, TypeError, "optimizer must be a torch.optim.Optimizer, got NoneType"),
         ({"monitors": 3}, TypeError, "monitors must be a monitor or several.*got int"),
         ({"monitors": [CollapseMonitor]}, TypeError, "monitors must be a monitor or several.*got type"),
+        ({"monitors": "standard"}, TypeError, "monitors must be a monitor or several.*got str"),
         ({"monitors": []}, ValueError, "monitors must be a monitor or several, got none"),
         ({"accumulate": 0}, ValueError, "accumulate must be a positive integer, got 0"),
         ({"accumulate": True}, ValueError, "accumulate must be a positive integer, got True"),
@@ -465,6 +466,12 @@ def test_wrong_arguments_are_named(change, error, message):
     module, optimizer, chosen = given.pop("module"), given.pop("optimizer"), given.pop("monitors")
     with pytest.raises(error, match=message):
         watch(module, optimizer, chosen, **given)
+
+
+def test_a_preset_may_stand_in_a_list():
+    net, optimizer = plain()
+    light, other = monitors("light"), CollapseMonitor(name="other")
+    assert watch(net, optimizer, [light, other]).monitors == [*light, other]
 
 
 def test_two_monitors_with_one_name_are_refused_and_layers_too():
