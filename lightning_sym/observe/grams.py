@@ -34,7 +34,7 @@ def add_gram(sums_DD: Tensor, x_ND: Tensor, *, scale: float = 1.0, anew: bool = 
 
 
 def upper(sums: Tensor) -> list[Tensor]:
-    """Return views of what is formed of ``[..., D, D]``: the diagonal's blocks, with what is right of each."""
+    """Return views of what is formed of ``[..., D, D]``: the diagonal's blocks and what is right of each."""
     return [sums[..., start : start + BLOCK, start:] for start in range(0, sums.shape[-1], BLOCK)]
 
 
