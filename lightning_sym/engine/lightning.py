@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -22,6 +22,9 @@ from lightning_sym.sandbox import Sandbox
 
 #: Bytes of metrics that processes which were forked or spawned can return: a pipe holds 64 KiB.
 RETURNABLE = 40_000
+
+#: Where a Trainer has its driver, which is none of its callbacks: they are the user's alone.
+_DRIVER = "_lightning_sym_driver"
 
 
 class TrainerRun(Run):
@@ -130,8 +133,28 @@ class TrainerRun(Run):
                 warnings.warn(f"no final readings beside the hyperparameters: {said}", stacklevel=2)
 
 
+class _Hook:
+    """Calls the driver's hook and then the callback's own, which is all that a copy of the callback does."""
+
+    def __init__(self, drive: Callable[..., None], own: Callable[..., Any]) -> None:
+        self.drive, self.own = drive, own
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        self.drive(*args, **kwargs)
+        return self.own(*args, **kwargs)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _same, (self.own,)
+
+
+def _same(own: Callable[..., Any]) -> Callable[..., Any]:
+    return own
+
+
 class Driver(Callback):
     """Drives the engine of a Trainer; one for all monitors, whatever these override.
+
+    Lightning calls its hooks through the first monitor, whose own follow: callbacks are the user's alone.
 
     Attributes:
         engine: of the fit that is under way.
@@ -145,11 +168,17 @@ class Driver(Callback):
         self.seconds: dict[str, float] = {}
         self.probes = self.held_bytes = 0
         self.taken: dict[str, int] = {}
+        self._first: Any = None  # the callback through which its hooks are called
+        self._replaced: dict[str, Any] = {}  # what that one had in their places, if it had
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a copy has: it drives nothing."""
+        return {**vars(self), "engine": None, "deciders": None, "_first": None, "_replaced": {}}
 
     @override
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         self.close(trainer)
-        monitors = [each for each in trainer.callbacks if is_monitor(each)]
+        monitors = monitors_among(trainer.callbacks)
         run = TrainerRun(trainer, pl_module)
         engine = Engine(run, monitors)
         engine.start()
@@ -218,6 +247,7 @@ class Driver(Callback):
     @override
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         self.close(trainer)
+        self._leave()
 
     @override
     def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
@@ -228,6 +258,30 @@ class Driver(Callback):
         self.close(trainer)
         if stage == "fit":
             _return_few(trainer)
+        self._leave()
+
+    def join(self, trainer: Any) -> None:
+        """Have the hooks called for one fit; harmless if they are."""
+        first = next(each for each in trainer.callbacks if monitors_among([each]))
+        if first is self._first:
+            return
+        self._leave()
+        self._first = first
+        for hook in _HOOKS:
+            own = getattr(first, hook)
+            while isinstance(own, _Hook):  # of a fit that came to no end
+                own = own.own
+            if hook in vars(first) and not isinstance(vars(first)[hook], _Hook):
+                self._replaced[hook] = own
+            setattr(first, hook, _Hook(getattr(self, hook), own))
+
+    def _leave(self) -> None:
+        first, self._first = self._first, None
+        replaced, self._replaced = self._replaced, {}
+        if first is not None:
+            for hook in _HOOKS:
+                vars(first).pop(hook, None)
+            vars(first).update(replaced)
 
     def close(self, trainer: Any, *, ended: bool = False) -> None:
         """Take every hook off and let go of the fit, which has come to its end or is broken off."""
@@ -237,7 +291,7 @@ class Driver(Callback):
             self.deciders = None
         if self.engine is not None:
             engine, self.engine = self.engine, None
-            for each in (self, *engine.monitors):  # Lightning's, bound to the module
+            for each in (self._first, *engine.monitors):  # Lightning's, bound to the module
                 each.__dict__.pop("log", None)
                 each.__dict__.pop("log_dict", None)
             self.seconds, self.probes, self.held_bytes = engine.seconds, engine.probes, engine.held_bytes
@@ -284,17 +338,23 @@ def _unwrap(strategy: Any) -> None:
             strategy.training_step = step.shows
 
 
+#: The hooks of Lightning's that drive.
+_HOOKS = [name for name in vars(Driver) if name in vars(Callback) and not name.startswith("__")]
+
+
 def attach(trainer: Any, pl_module: Any) -> None:
     """Let a Trainer's monitors be driven; called from the setup of each, done once."""
-    callbacks: list[Any] = []
-    for each in trainer.callbacks:
-        callbacks.append(each)
-        callbacks += [m for m in getattr(each, "members", ()) if m not in trainer.callbacks]
-    if not any(isinstance(each, Driver) for each in callbacks):
-        first = next(i for i, each in enumerate(callbacks) if is_monitor(each))
-        callbacks.insert(first, Driver())
-    if len(callbacks) > len(trainer.callbacks):
-        trainer.callbacks = callbacks  # a list of our own: the user's stays as it was
+    vars(trainer).setdefault(_DRIVER, Driver()).join(trainer)
+
+
+def monitors_among(callbacks: Iterable[Any]) -> list[Any]:
+    """Return the monitors of callbacks, of which one may stand for several."""
+    found: list[Any] = []
+    for each in callbacks:
+        for one in each if isinstance(each, Sequence) else [each]:
+            if is_monitor(one) and not any(one is other for other in found):
+                found.append(one)
+    return found
 
 
 def driver_of(trainer: Any) -> Driver:
@@ -303,10 +363,10 @@ def driver_of(trainer: Any) -> Driver:
     Raises:
         ValueError: if it has not.
     """
-    for each in trainer.callbacks:
-        if isinstance(each, Driver):
-            return each
-    raise ValueError("the Trainer has not fitted with monitors yet")
+    driver = vars(trainer).get(_DRIVER)
+    if driver is None:
+        raise ValueError("the Trainer has not fitted with monitors yet")
+    return driver
 
 
 def reading_age(trainer: Any, key: str) -> int | None:
@@ -335,7 +395,7 @@ def _return_few(trainer: Any) -> None:
     launcher = {kind.__name__ for kind in type(trainer.strategy.launcher).__mro__}
     if "_MultiProcessingLauncher" not in launcher or _stored_size(trainer.callback_metrics) <= RETURNABLE:
         return
-    monitors = [each for each in trainer.callbacks if is_monitor(each)]
+    monitors = monitors_among(trainer.callbacks)
     read = {key for each in monitors for row in each.history for key in row}
     read &= set(trainer.callback_metrics)
     single = {key for key in read if key.count("/") > 1}
