@@ -452,3 +452,15 @@ def test_a_code_that_loses_what_little_it_had_is_told_before_step_100():
     assert kinds(collapsing) == ["posterior_collapse"]
     assert kinds(rows(STEPS[:4], a__code=[5e-4, 1e-4, 5e-5, 3e-4])) == []
     assert kinds(rows(STEPS[:4], a__code=[5e-4, 4e-4, 4e-4, 4e-4])) == []
+
+
+@pytest.mark.parametrize(
+    ("loss", "norm", "known"),
+    [([1.0, 0.8], [3.0, 3.1], False), ([1.0, 2.0], [3.0, 3.1], True), ([1.0, 1.0], [3.0, 6.0], True)],
+)
+def test_what_is_not_finite_at_once_is_not_put_down_to_the_learning_rate(loss, norm, known):
+    nan = [math.nan] * 9
+    history = rows(loss=[*loss, *nan], a__weight_norm=[*norm, *nan])
+    (found,) = (finding for finding in diagnose_run(history) if finding.level == "alarm")
+    assert found.kind == "divergence"
+    assert found.cause.startswith("not known") != known
