@@ -13,6 +13,7 @@ import math
 import os
 import platform
 import statistics
+import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -123,6 +124,21 @@ def environment() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
     }
+
+
+def commit() -> str | None:
+    """Return the commit that is checked out, ``+`` behind it if package or benchmarks differ from it.
+
+    ``None`` outside of a git checkout.
+    """
+    git = ["git", "-C", str(Path(__file__).parents[1])]
+    status = [*git, "status", "--porcelain", "--untracked-files=no", "--", "lightning_sym", "benchmarks"]
+    try:
+        head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
+        changed = subprocess.run(status, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return head.stdout.strip() + ("+" if changed.stdout.strip() else "")
 
 
 def _processor() -> str | None:

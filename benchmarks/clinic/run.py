@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-from ..common import environment
+from ..common import commit, environment
 from .cases import all_cases, chosen
 from .fitting import fit, judge
 
@@ -106,6 +106,7 @@ def run_one(name: str, seed: int, *, out: Path, bare: bool) -> dict[str, Any]:
         "also": list(case.also),
         "layers": list(case.layers),
         "truth": truth,
+        "commit": commit(),
         "environment": environment(),
     }
     stored = {**about, **record, "histories": {k: to_table(rows) for k, rows in record["histories"].items()}}

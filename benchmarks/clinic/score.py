@@ -13,7 +13,9 @@ from __future__ import annotations
 import argparse
 import fnmatch
 import json
+import shlex
 import statistics
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,15 +23,18 @@ from typing import Any
 
 import numpy as np
 
-from ..common import environment
+from ..common import commit, environment
 from .cases import all_cases
 from .common import KINDS
-from .fitting import diagnosed
+from .fitting import EVERY_N_STEPS, diagnosed
 from .run import OUT, load
 
 LEVELS = {"note": 1, "warning": 2, "alarm": 3}
 #: What rules are tuned on, what is reported, and what was written after the rules and scored once.
 PARTS = ("tuning", "reported", "fresh")
+#: The outcome is looked at every so many steps, and monitors read as often: what is worse at the first look
+#: nothing can lead.
+FIRST_LOOK = EVERY_N_STEPS
 MOST_KINDS = 3  # a sick run is named right by its kind among at most so many kinds of alarm
 
 Findings = Sequence[Mapping[str, Any]]
@@ -51,6 +56,7 @@ class Judged:
         lead: steps from the step at which the first alarm says it began to the one where the outcome left the
             control's; None where it never did, the sickness is not gradual or there is no alarm.
         told: the same from the step at which an alarm could first be told, from the readings until then.
+        left: the step at which the outcome left the control's, if there is a lead.
     """
 
     name: str
@@ -63,6 +69,7 @@ class Judged:
     layer: bool | None
     lead: float | None
     told: float | None = None
+    left: float | None = None
 
     @property
     def right(self) -> bool:
@@ -125,6 +132,7 @@ def judge(run: Mapping[str, Any], findings: Findings, *, told: float | None = No
         else None,
         lead=left - alarms[0]["step"] if run["sick"] and left is not None and alarms else None,
         told=left - told if run["sick"] and left is not None and alarms and told is not None else None,
+        left=left if run["sick"] and alarms else None,
     )
 
 
@@ -133,6 +141,8 @@ def summary(runs: Sequence[Judged]) -> dict[str, Any]:
     sick, healthy = [r for r in runs if r.sick], [r for r in runs if not r.sick]
     leads = [r.lead for r in sick if r.lead is not None]
     told = [r.told for r in sick if r.told is not None]
+    late = [r for r in sick if r.lead is not None and (r.left or 0.0) > FIRST_LOOK]
+    late_told = [r.told for r in late if r.told is not None]
     return {
         "sick": len(sick),
         "healthy": len(healthy),
@@ -145,6 +155,9 @@ def summary(runs: Sequence[Judged]) -> dict[str, Any]:
         "median_lead": statistics.median(leads) if leads else None,
         "leads": len(leads),
         "median_told": statistics.median(told) if told else None,
+        "late": len(late),
+        "median_late_lead": statistics.median(r.lead for r in late if r.lead is not None) if late else None,
+        "median_late_told": statistics.median(late_told) if late_told else None,
     }
 
 
@@ -206,6 +219,11 @@ def table(judged: Sequence[Judged]) -> str:
     return "\n".join(lines)
 
 
+def command() -> str:
+    """Return how this was called, as one types it."""
+    return shlex.join(["python", "-m", "benchmarks.clinic.score", *sys.argv[1:]])
+
+
 def main() -> None:
     """Score the stored runs and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -238,7 +256,7 @@ def main() -> None:
     if args.json is not None:
         seeds = sorted({int(name.rpartition(".")[2]) for name in stored})
         report = {
-            "config": {"command": "python -m benchmarks.clinic.score --again --json", "seeds": seeds},
+            "config": {"command": command(), "commit": commit(), "seeds": seeds},
             "environment": environment(),
             "halves": {h: summary([r for r in judged if r.half == h]) for h in PARTS},
             "roc": {kind: roc(judged, kind) for kind in KINDS},

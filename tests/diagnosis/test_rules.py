@@ -76,6 +76,28 @@ HEALTHY = {
         "loss": 2.0,
     },
     "loss of a stream": {"loss": [1.0, 1.3, 0.9, 1.2, 1.0, 1.3, 0.8, 1.2, 0.9, 1.1, 1.0]},
+    "fine-tuning: features were there": {
+        **MOVES,
+        "a__distance": 0.003,
+        "z__distance": 0.001,
+        "loss": falling(0.3),
+        "a__trained": 1.0,
+        "a/in__rwa": 0.5,
+        "a/in__null": 0.4,
+        "z/in__rwa": 0.8,
+        "z/in__null": 0.1,
+    },
+    "one easy batch at last": {
+        **MOVES,
+        "a__distance": 0.003,
+        "z__distance": 0.001,
+        "loss": [*[1.0] * 9, 0.3, 1.0],
+    },
+    "gradients that rise towards a pooled head": {
+        **{f"{name}__gradient": 4.0**-i for i, name in enumerate("abcde")},
+        "z__gradient": 1.0,
+    },
+    "a code that begins late": {"a__code": [5e-4, 4e-4, 6e-4, 4e-4, 9e-4, 9e-4, *[0.5] * 5]},
     "one spike": {"loss": [1.0, 1.0, 9.0, *[0.8] * 8]},
     "adversarial loss": {"loss": [1.0, *[9.0] * 10], "a__spread": 0.9},
     "branch that begins at zero": {"a__gradient": [0.0, *[0.5] * 10], "z__gradient": 1.0, "loss": 2.0},
@@ -228,6 +250,23 @@ ALSO_SICK = {
     "tasks that are learned by half": (
         "plasticity_loss",
         {"loss": [2.3, 1.6, 2.2, 1.5, 2.3, 1.7, 2.3, 2.1, 2.3, 2.1, 2.3]},
+    ),
+    "gradients that grow from layer to layer below a pooled head": (
+        "exploding_gradients",
+        {**{f"{name}__gradient": 4.0**-i for i, name in enumerate("abcdef")}, "z__gradient": 1.0},
+    ),
+    "features that chance could give": (
+        "lazy_training",
+        {
+            **MOVES,
+            "a__distance": 0.003,
+            "z__distance": 0.001,
+            "loss": falling(0.3),
+            "a/in__rwa": 0.9,
+            "a/in__null": 0.1,
+            "z/in__rwa": 0.7,
+            "z/in__null": 0.6,
+        },
     ),
     "a head that moves a little more": (
         "lazy_training",
@@ -406,3 +445,22 @@ def test_wrong_histories_are_refused():
         diagnose_run([{"a": 1.0}])
     with pytest.raises(TypeError, match="got int"):
         diagnose_run([3])
+
+
+def test_a_code_that_loses_what_little_it_had_is_told_before_step_100():
+    collapsing = rows(STEPS[:4], a__code=[5e-4, 1e-4, 5e-5, 3e-5])
+    assert kinds(collapsing) == ["posterior_collapse"]
+    assert kinds(rows(STEPS[:4], a__code=[5e-4, 1e-4, 5e-5, 3e-4])) == []
+    assert kinds(rows(STEPS[:4], a__code=[5e-4, 4e-4, 4e-4, 4e-4])) == []
+
+
+@pytest.mark.parametrize(
+    ("loss", "norm", "known"),
+    [([1.0, 0.8], [3.0, 3.1], False), ([1.0, 2.0], [3.0, 3.1], True), ([1.0, 1.0], [3.0, 6.0], True)],
+)
+def test_what_is_not_finite_at_once_is_not_put_down_to_the_learning_rate(loss, norm, known):
+    nan = [math.nan] * 9
+    history = rows(loss=[*loss, *nan], a__weight_norm=[*norm, *nan])
+    (found,) = (finding for finding in diagnose_run(history) if finding.level == "alarm")
+    assert found.kind == "divergence"
+    assert found.cause.startswith("not known") != known

@@ -10,6 +10,8 @@ from lightning_sym.diagnosis.finding import Finding
 
 #: Largest variance of a code's mean: sick below 1e-4, healthy .5 to 1, .0055 early.
 CODE, CODE_STEP = 1e-3, 100
+#: Before that step, the same over its first: sick .03 to .34, healthy 2 and more.
+OF_FIRST = 0.5
 #: Deviation of what is generated over the data's: sick .02 to .15, healthy .41 and more, .22 early.
 SPREAD, SPREAD_READINGS = 0.2, 10
 #: Samples of data that are nearest to what is generated, over those nearest to data: sick .05 to .17, healthy
@@ -18,9 +20,15 @@ COVER, RISES = 0.2, 1.5
 
 
 def posterior_collapse(course: Course) -> Iterator[Finding]:
-    """No unit of a code varies over samples, from step 100 on: the decoder gets noise alone."""
+    """No unit of a code varies over samples, from step 100 on: the decoder gets noise alone.
+
+    Before, where the little that there was at the first reading has halved, too, and stays so.
+    """
     for layer, series in course.of("code").items():
         since = series.from_step(CODE_STEP).since(lambda value: value < CODE)
+        if since is None:
+            limit = min(CODE, OF_FIRST * series.first)
+            since = series.since(lambda value, limit=limit: value < limit)  # type: ignore[misc]
         if since is not None:
             yield Finding(
                 "posterior_collapse",

@@ -12,6 +12,9 @@ from lightning_sym.diagnosis.finding import Finding
 #: Ratio of the first layer's output gradient over the last's: healthy .007 to 4.3 at the first reading,
 #: sick below 2.3e-6 or above 3.8e3.
 VANISHING, EXPLODING = 1e-4, 1e2
+#: So many layers one after another, each with a larger gradient than the next: healthy 5 and fewer, sick 9
+#: and more.
+CHAIN = 6
 #: Share of the first loss that is left where a network has learned, a recurrent one has, and none has.
 HALF, SOLVED, STUCK = 0.5, 0.4, 0.9
 _REMEDY = {
@@ -68,7 +71,9 @@ def vanishing_gradients(course: Course) -> Iterator[Finding]:
 def exploding_gradients(course: Course) -> Iterator[Finding]:
     """The first layer's output gradient is more than 100 times the last's at the first reading.
 
-    Of a recurrent layer: the same of its first and last position.
+    Of a recurrent layer: the same of its first and last position. Or it grows so from layer to layer on a
+    stretch of six or more: before the last layer positions may be pooled, which makes what is before it
+    small.
     """
     reaches = course.of("reach").items()
     for recurrent, (layer, series) in ((False, ratio(course)), *((True, each) for each in reaches)):
@@ -76,9 +81,33 @@ def exploding_gradients(course: Course) -> Iterator[Finding]:
         if len(series) and series.steps[0] == course.steps[0] and series.first > EXPLODING:
             yield _finding("exploding_gradients", layer, series, EXPLODING, recurrent=recurrent)
             return
+    first, last, growth = _stretch(course)
+    if growth > EXPLODING:
+        series = Series(course.steps[:1], [growth])
+        yield _finding("exploding_gradients", first, series, EXPLODING, recurrent=False, last=last)
 
 
-def _finding(kind: str, layer: str, series: Series, limit: float, *, recurrent: bool) -> Finding:
+def _stretch(course: Course) -> tuple[str, str, float]:
+    """Return where gradients grow from layer to layer on their way back, and how much, at the first reading.
+
+    Of stretches of six layers or more the one with the largest growth: its first layer, its last, the ratio.
+    """
+    sizes = {
+        layer: series.at(course.steps[0]) or 0.0
+        for layer, series in course.of("gradient").items()
+        if course.get("trained", layer).values[:1] != [0.0]
+    }
+    best, stretch = ("", "", 0.0), list[str]()
+    for layer, size in sizes.items():
+        stretch = [*stretch, layer] if stretch and 0 < size < sizes[stretch[-1]] < math.inf else [layer]
+        if len(stretch) >= CHAIN and (growth := sizes[stretch[0]] / size) > best[2]:
+            best = (stretch[0], layer, growth)
+    return best
+
+
+def _finding(
+    kind: str, layer: str, series: Series, limit: float, *, recurrent: bool, last: str = "the last layer"
+) -> Finding:
     verb, much = ("vanishes", "small") if kind == "vanishing_gradients" else ("explodes", "large")
     step, value = series.steps[0], series.first
     if recurrent:
@@ -87,7 +116,7 @@ def _finding(kind: str, layer: str, series: Series, limit: float, *, recurrent: 
         )
         cause = f"the initialisation: each position passes on too {much} a share of its gradient"
     else:
-        where = f"to {layer}: there it is {value:.1e} times what it is at the last layer"
+        where = f"to {layer}: there it is {value:.1e} times what it is at {last}"
         cause = f"the initialisation for this depth: a layer passes on too {much} a share of its gradient"
     message = f"At the first reading the gradient {verb} on its way back {where}."
     return Finding(kind, "alarm", layer, step, value, limit, message, cause, _REMEDY[recurrent])

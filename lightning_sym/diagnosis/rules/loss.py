@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Iterator
+from dataclasses import replace
 
 from lightning_sym.diagnosis.course import LAST, Course, Series
 from lightning_sym.diagnosis.finding import Finding
@@ -15,6 +16,13 @@ GROWTH, FAR = 2.0, 10.0
 LEARNED, LOST = 0.4, 0.8
 #: Median over layers of a weight's norm over its first, where the loss keeps more than a share of its first.
 BLOWN_UP, KEPT = 5.0, 0.95
+#: What a loss or a weight's norm over its first shows of growth, before something is not finite.
+GREW = 1.5
+_SUDDEN = (
+    "not known: nothing had grown at the readings before; it may be the learning rate, a bad sample, or a "
+    "root, logarithm or division at zero"
+)
+_LOOK = "Find the operation with torch.autograd.detect_anomaly; lower the learning rate if it is none."
 
 
 def divergence(course: Course) -> Iterator[Finding]:
@@ -32,7 +40,8 @@ def divergence(course: Course) -> Iterator[Finding]:
         )
         where = f"readings of {layer}" if layer else "the loss or a summary of the network"
         verb = "are" if layer else "is"
-        yield _finding(layer, step, math.inf, GROWTH, f"{where} {verb} not finite")
+        found = _finding(layer, step, math.inf, GROWTH, f"{where} {verb} not finite")
+        yield found if _grew(course, step) else replace(found, cause=_SUDDEN, remedy=_LOOK)
         return
     loss = course.loss.finite
     if len(loss) < LAST or loss.first <= 0 or course.adversarial:
@@ -50,6 +59,13 @@ def divergence(course: Course) -> Iterator[Finding]:
         yield _finding("", since, ratio, LOST, words)
         return
     yield from _blown_up(course)
+
+
+def _grew(course: Course, step: int) -> bool:
+    """Return whether the loss or a weight had grown at a reading before a step."""
+    before = [course.loss, *course.of("weight_norm").values()]
+    known = [[v for s, v in zip(each.steps, each.values, strict=True) if s < step] for each in before]
+    return any(values and max(values) > GREW * abs(values[0]) for values in known)
 
 
 def _blown_up(course: Course) -> Iterator[Finding]:
