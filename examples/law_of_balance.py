@@ -29,6 +29,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from lightning_sym.callbacks import BalanceMonitor
 
 AT = "balance/first/rescaling"
+ARMS = ("SGD", "GD", "SGD with decay")
 
 
 class Autoencoder(LightningModule):
@@ -139,6 +140,8 @@ def main() -> None:
     """Train all, print the table, write JSON and picture."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/law_of_balance"))
+    parser.add_argument("--name", default="law_of_balance", help="of the JSON and the picture")
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--width", type=int, default=20)
     parser.add_argument("--hidden", type=int, default=200)
@@ -159,7 +162,7 @@ def main() -> None:
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="lightning.*")
     arms: dict[str, Any] = {}
-    for kind in ("SGD", "GD", "SGD with decay"):
+    for kind in options.arms:
         seeds = [run(kind, options, seed=seed) for seed in range(options.seeds)]
         numbers = {
             key: spread([seed[key] for seed in seeds])
@@ -180,13 +183,13 @@ def main() -> None:
         "at end",
     )
     print(table(rows, header))
-    config = {key: value for key, value in vars(options).items() if key != "out"}
+    config = {key: value for key, value in vars(options).items() if key not in ("out", "name")}
     figure = draw(arms)
     for arm in arms.values():  # the courses are for the picture; the first seed's stays on record
         for seed in arm["seeds"][1:]:
             for key in [key for key, value in seed.items() if isinstance(value, list)]:
                 del seed[key]
-    save(options.out, "law_of_balance", {"config": config, "arms": arms}, figure)
+    save(options.out, options.name, {"config": config, "arms": arms}, figure)
 
 
 if __name__ == "__main__":
