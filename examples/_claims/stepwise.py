@@ -51,8 +51,8 @@ STEPWISE = [
             stepwise(key),
             stairs,
             cause="one mode in 300 steps: the paper's weights are meant for 8,192 dimensions, not 8. With "
-            "even weights and a hinge on the variance five are learned; which of the two matters was not tried on "
-            "a ResNet (in the linear model the hinge does)"
+            "even weights and a hinge on the variance five are learned; which of the two matters was not "
+            "tried on a ResNet (in the linear model the hinge does)"
             if key == "vicreg"
             else "",
         )
