@@ -126,13 +126,15 @@ def draw(arms: dict[str, Any]) -> Any:
         left.plot(seed["step"], seed["charge"], color=f"C{k}", label=name)
         label = "law of balance" if k == 0 else None
         left.plot(seed["step"], seed["predicted"], color="black", linestyle=":", linewidth=1.8, label=label)
-        right.plot(seed["step"], seed["in"], color=f"C{k}", label=f"{name}: incoming, outgoing")
+        right.plot(seed["step"], seed["in"], color=f"C{k}", label=name)
         right.plot(seed["step"], seed["out"], color=f"C{k}", linestyle="--")
     left.axhline(0, color="0.7", linewidth=0.7)
     left.set(xlabel="step", title="incoming less outgoing squared norm")
+    for style, side in (("-", "incoming"), ("--", "outgoing")):
+        right.plot([], [], style, color="0.4", label=side)
     right.set(xlabel="step", title="squared norms", ylim=(0, None))
     left.legend(fontsize=8)
-    right.legend(fontsize=7)
+    right.legend(fontsize=7, ncols=2, loc="upper left")
     return figure
 
 
