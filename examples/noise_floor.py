@@ -108,9 +108,11 @@ def draw(results: dict[str, Any]) -> Any:
             axis.errorbar(
                 rates, [c["median"] for c in cells], bars, fmt=style, color=f"C{k}", markersize=4, label=label
             )
-    left.set(xscale="log", yscale="log", ylabel=r"imbalance at one moment, $2|M-N|\,/\,|M+N|$")
+    left.set(xscale="log", yscale="log", title=r"imbalance at one moment, $2|M-N|\,/\,|M+N|$")
+    marks = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
+    left.set_yticks(marks, [f"{mark:g}" for mark in marks])
     right.axhline(1, color="0.6", linewidth=0.8)
-    right.set(xscale="log", ylabel="Hessian, over its closed form")
+    right.set(xscale="log", title="Hessian, over its closed form")
     for axis in (left, right):
         axis.set_xlabel("learning rate")
         axis.set_xticks(rates, [f"{rate:g}" for rate in rates])
