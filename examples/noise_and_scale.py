@@ -32,7 +32,6 @@ from torch import Tensor
 from lightning_sym.engine.schedule import LogSpaced
 from lightning_sym.papers.noise_equilibrium import equilibrium_weights, linear_hessian_trace
 
-
 PARTS = ("norms", "sharpness")
 
 
