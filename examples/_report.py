@@ -103,7 +103,7 @@ def save(
         trained: of an analysis of stored runs: the header of the JSON they come from.
 
     Raises:
-        ValueError: if the result does not say its configuration and seeds.
+        ValueError: if the result does not say its configuration and seeds, or has a key of the header's.
     """
     seeds = result.get("config", {}).get("seeds")
     if seeds is None:
@@ -114,6 +114,8 @@ def save(
         "seeds": list(range(seeds)) if isinstance(seeds, int) else list(seeds),
         "environment": environment(),
     }
+    if taken := sorted(header.keys() & result.keys()):
+        raise ValueError(f"result must leave {list(header)} to the header, got {taken}")
     if trained is not None:
         header["trained"] = {key: trained.get(key) for key in header}
     out.mkdir(parents=True, exist_ok=True)

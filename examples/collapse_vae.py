@@ -142,6 +142,7 @@ def main() -> None:
     """Run every arm at every beta and decay, and write table, JSON and picture."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/collapse_vae"))
+    parser.add_argument("--name", default="collapse_vae", help="of the JSON and the picture")
     parser.add_argument("--data", choices=["digits", "mnist"], default="digits")
     parser.add_argument("--root", type=Path, default=Path("data"), help="where torchvision's MNIST lies")
     parser.add_argument("--seeds", type=int, default=5)
@@ -172,8 +173,8 @@ def main() -> None:
         for name, r in results.items()
     ]
     print(table(rows, ["arm", *COLUMNS]))
-    config = {k: v for k, v in vars(options).items() if k not in ("out", "root")}
-    save(options.out, "collapse_vae", {"config": config, "results": results}, draw(results, options))
+    config = {k: v for k, v in vars(options).items() if k not in ("out", "name", "root")}
+    save(options.out, options.name, {"config": config, "results": results}, draw(results, options))
 
 
 if __name__ == "__main__":

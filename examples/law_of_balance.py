@@ -29,6 +29,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from lightning_sym.callbacks import BalanceMonitor
 
 AT = "balance/first/rescaling"
+ARMS = ("SGD", "GD", "SGD with decay")
 
 
 class Autoencoder(LightningModule):
@@ -125,13 +126,15 @@ def draw(arms: dict[str, Any]) -> Any:
         left.plot(seed["step"], seed["charge"], color=f"C{k}", label=name)
         label = "law of balance" if k == 0 else None
         left.plot(seed["step"], seed["predicted"], color="black", linestyle=":", linewidth=1.8, label=label)
-        right.plot(seed["step"], seed["in"], color=f"C{k}", label=f"{name}: incoming, outgoing")
+        right.plot(seed["step"], seed["in"], color=f"C{k}", label=name)
         right.plot(seed["step"], seed["out"], color=f"C{k}", linestyle="--")
     left.axhline(0, color="0.7", linewidth=0.7)
     left.set(xlabel="step", title="incoming less outgoing squared norm")
+    for style, side in (("-", "incoming"), ("--", "outgoing")):
+        right.plot([], [], style, color="0.4", label=side)
     right.set(xlabel="step", title="squared norms", ylim=(0, None))
     left.legend(fontsize=8)
-    right.legend(fontsize=7)
+    right.legend(fontsize=7, ncols=2, loc="upper left")
     return figure
 
 
@@ -139,6 +142,8 @@ def main() -> None:
     """Train all, print the table, write JSON and picture."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/law_of_balance"))
+    parser.add_argument("--name", default="law_of_balance", help="of the JSON and the picture")
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--width", type=int, default=20)
     parser.add_argument("--hidden", type=int, default=200)
@@ -159,7 +164,7 @@ def main() -> None:
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="lightning.*")
     arms: dict[str, Any] = {}
-    for kind in ("SGD", "GD", "SGD with decay"):
+    for kind in options.arms:
         seeds = [run(kind, options, seed=seed) for seed in range(options.seeds)]
         numbers = {
             key: spread([seed[key] for seed in seeds])
@@ -180,13 +185,13 @@ def main() -> None:
         "at end",
     )
     print(table(rows, header))
-    config = {key: value for key, value in vars(options).items() if key != "out"}
+    config = {key: value for key, value in vars(options).items() if key not in ("out", "name")}
     figure = draw(arms)
     for arm in arms.values():  # the courses are for the picture; the first seed's stays on record
         for seed in arm["seeds"][1:]:
             for key in [key for key, value in seed.items() if isinstance(value, list)]:
                 del seed[key]
-    save(options.out, "law_of_balance", {"config": config, "arms": arms}, figure)
+    save(options.out, options.name, {"config": config, "arms": arms}, figure)
 
 
 if __name__ == "__main__":

@@ -32,6 +32,8 @@ from torch import Tensor
 from lightning_sym.engine.schedule import LogSpaced
 from lightning_sym.papers.noise_equilibrium import equilibrium_weights, linear_hessian_trace
 
+PARTS = ("norms", "sharpness")
+
 
 def outputs(x: Tensor, weights: list[Tensor], *, net: str) -> Tensor:
     """Return outputs of a linear network that divides weights by their norm."""
@@ -158,7 +160,8 @@ def draw(norms: dict[str, Any], sharpness: dict[str, Any]) -> Any:
     left.set(xscale="log", yscale="log", xlabel="step", title="squared norm over that of step 1")
     right.set(xscale="log", xlabel="step", title="trace of the Hessian over SGD's equilibrium")
     right.axhline(1, color="0.6", linewidth=0.8)
-    left.legend(fontsize=6)
+    if norms:
+        left.legend(fontsize=6)
     right.legend(fontsize=6, loc="center left", bbox_to_anchor=(1.0, 0.5))
     return figure
 
@@ -167,6 +170,8 @@ def main() -> None:
     """Train all, print tables, write JSON and picture."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/noise_and_scale"))
+    parser.add_argument("--name", default="noise_and_scale", help="of the JSON and the picture")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--size", type=int, default=6, help="inputs, and outputs")
     parser.add_argument("--lr", type=float, default=0.03)
@@ -182,32 +187,34 @@ def main() -> None:
     began = time.process_time()
     norms = {
         f"net {net}, {how}": told(grow(net, how, options=options))
-        for net in "AB"
+        for net in ("A", "B")
         for how in ("SGD", "GD", "SGD with decay")
+        if "norms" in options.parts
     }
     keys = ("growth", "first", "second", "exponent", "law_error")
     print(table([(n, *(c[k]["median"] for k in keys)) for n, c in norms.items()], ("network", *keys)))
+    starts = ("kaiming", "xavier") if "sharpness" in options.parts else ()
     sharpness = {
         f"{start}{', warm-up' if warm else ''}, {how}": told(
             sharpen(start, warm, how, hidden=options.size, options=options)
         )
         for how in ("SGD", "GD")
-        for start in ("kaiming", "xavier")
+        for start in starts
         for warm in (False, True)
     }
-    for start in ("kaiming", "xavier"):
+    for start in starts:
         wide = sharpen(start, False, "SGD", hidden=2 * options.size, options=options)
         sharpness[f"{start}, twice as wide, SGD"] = told(wide)
     ends = [(n, c["start"]["median"], c["end"]["median"]) for n, c in sharpness.items()]
     print(table(ends, ("trace over equilibrium", "start", "end")))
-    config = {k: v for k, v in vars(options).items() if k != "out"}
+    config = {k: v for k, v in vars(options).items() if k not in ("out", "name")}
     result = {
         "config": config,
         "cpu_seconds": time.process_time() - began,
         "norms": norms,
         "sharpness": sharpness,
     }
-    save(options.out, "noise_and_scale", result, draw(norms, sharpness))
+    save(options.out, options.name, result, draw(norms, sharpness))
 
 
 if __name__ == "__main__":

@@ -175,6 +175,7 @@ def main() -> None:
     """Train all, print tables, write JSON and picture."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/representation_alignment"))
+    parser.add_argument("--name", default="representation_alignment", help="of the JSON and the picture")
     parser.add_argument(
         "--data", type=Path, default=None, help="a torchvision root with MNIST; default: digits"
     )
@@ -211,9 +212,11 @@ def main() -> None:
         for layer in range(options.depth)
     ]
     print(table(rows, ("layer", "rank at start", "rank at end", "role at end, by seed")))
-    config = {k: v for k, v in vars(options).items() if k not in ("out", "data")} | {"images": parts[2]}
-    result = {"config": config, **means, "seeds": seeds}
-    save(options.out, "representation_alignment", result, draw(seeds))
+    config = {k: v for k, v in vars(options).items() if k not in ("out", "name", "data")} | {
+        "images": parts[2]
+    }
+    result = {"config": config, **means, "runs": seeds}
+    save(options.out, options.name, result, draw(seeds))
 
 
 if __name__ == "__main__":

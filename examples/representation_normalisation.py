@@ -28,7 +28,7 @@ from typing import Any
 
 import torch
 from _report import save, spread, table
-from _stacked import Stack
+from _stacked import Activation, Stack
 from torch import Tensor
 
 from lightning_sym.papers.noise_equilibrium import equilibrium_weights
@@ -52,9 +52,16 @@ def moments(weights: list[Tensor], cov_x: Tensor) -> list[Tensor]:
     return found
 
 
-def train(network: str, how: str, options: Any) -> dict[str, list[dict[str, float]]]:
-    """Train all starts and seeds side by side; return by start what each network ends as."""
-    layers, activation = NETWORKS[network]
+def train(
+    network: str, how: str, options: Any, *, activation: Activation | None = None
+) -> dict[str, list[dict[str, float]]]:
+    """Train all starts and seeds side by side, of that activation or the network's own.
+
+    Returns:
+        By start, what each network ends as.
+    """
+    layers, own = NETWORKS[network]
+    activation = activation or own
     size, seeds = options.size, list(range(options.seeds))
     chosen = [(start, seed) for start in STARTS for seed in seeds]
     count = len(chosen)

@@ -215,7 +215,8 @@ CANONICAL = [
         over_decay("g_over_h", 4),
         lambda o: grades(False, middle(list(o.values())[-1]) > 10 * middle(next(iter(o.values())))),
         cause="G is the second moment of single samples' gradients, which is that of the labels' noise here, "
-        "whatever the decay",
+        "whatever the decay; without that noise the ratio rises threefold for ten times the decay, from .02 "
+        "to .065 (canonical_representation_noiseless), and not a hundredfold",
     ),
     Claim(
         "2410.03006",

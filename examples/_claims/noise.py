@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -19,18 +20,24 @@ BALANCE = [
             abs(middle(o["law / measured"]) - 1) < 0.05, abs(middle(o["law / measured"]) - 1) < 0.3
         ),
     ),
-    Claim(
-        "2308.06671",
-        "the same: what remains",
-        "ReLU 20-200-20, SGD",
-        "the law",
-        "law_of_balance",
-        lambda s: {key: s["arms"]["SGD"][key] for key in ("kept", "predicted_kept")},
-        lambda o: grades(
-            abs(middle(o["kept"]) / middle(o["predicted_kept"]) - 1) < 0.05,
-            abs(middle(o["kept"]) / middle(o["predicted_kept"]) - 1) < 0.3,
-        ),
-        cause="4 % of what decays are 11 % of the quarter that remains",
+    *(
+        Claim(
+            "2308.06671",
+            f"the same: what remains{read}",
+            "ReLU 20-200-20, SGD",
+            "the law",
+            source,
+            lambda s: {key: s["arms"]["SGD"][key] for key in ("kept", "predicted_kept")},
+            lambda o: grades(
+                abs(middle(o["kept"]) / middle(o["predicted_kept"]) - 1) < 0.05,
+                abs(middle(o["kept"]) / middle(o["predicted_kept"]) - 1) < 0.3,
+            ),
+            cause=cause,
+        )
+        for read, source, cause in (
+            ("", "law_of_balance", "CAUSE"),
+            (", the law read at every step", "law_of_balance_every_step", "CAUSE"),
+        )
     ),
     Claim(
         "2308.06671",
@@ -68,18 +75,43 @@ BALANCE = [
 
 def equilibrium(kind: str, what: str) -> Callable[[dict[str, Any]], Numbers]:
     """Read a number of the three starts over its closed form."""
+    return lambda s: {k: row[f"{what}_over_closed"] for k, row in s["found"][kind].items() if ":" in k}
+
+
+def floor(kind: str) -> Callable[[dict[str, Any]], Numbers]:
+    """Read how far SGD stays from the closed form at each learning rate, and the powers of the rate."""
 
     def read(stored: dict[str, Any]) -> Numbers:
-        rows = {k: v for k, v in stored["found"][kind].items() if ":" in k}
-        closed = {"trace": "closed", "top": "closed_top"}[what]
-        return {k: middle(row["sgd"][what]) / middle(row[closed]) for k, row in rows.items()}
+        found = stored["results"][kind]
+        keys = ("imbalance", "top")
+        far = {f"{key}, rate {rate}": cell[key] for key in keys for rate, cell in found["rates"].items()}
+        return far | {f"power of {key}": found["power"][key] for key in keys}
 
     return read
 
 
+def shrinks(ours: Numbers) -> str:
+    """Judge whether both deviations shrink with the rate, at every rate and at least as its root over all."""
+    falls = []
+    for key, rest in (("imbalance", 0.0), ("top", 1.0)):
+        far = [abs(middle(cell) - rest) for name, cell in ours.items() if name.startswith(f"{key}, rate")]
+        falls.append(all(a < b for a, b in itertools.pairwise(far)))
+    powers = [middle(cell) for name, cell in ours.items() if name.startswith("power")]
+    return grades(all(falls) and min(powers) >= 0.45, all(falls))
+
+
 def worst(ours: Numbers) -> float:
-    """Return the largest distance from 1."""
-    return float(max(abs(value - 1) for value in ours.values()))
+    """Return the largest distance of a median from 1."""
+    return max(abs(middle(cell) - 1) for cell in ours.values())
+
+
+def ends(stored: dict[str, Any]) -> Numbers:
+    """Read the trace at the end from each start, with warm-up and without, and with twice as many units."""
+    starts = ("kaiming", "kaiming, warm-up", "xavier", "xavier, warm-up")
+    found = {
+        f"{k}, {how}": stored["sharpness"][f"{k}, {how}"]["end"] for how in ("SGD", "GD") for k in starts
+    }
+    return found | {"twice as wide": stored["sharpness"]["kaiming, twice as wide, SGD"]["end"]}
 
 
 def one_value(ours: Numbers) -> str:
@@ -107,6 +139,15 @@ def of(ours: Numbers, how: str) -> list[dict[str, float]]:
 def apart(cells: list[dict[str, float]]) -> float:
     """Return the largest median over the smallest."""
     return max(map(middle, cells)) / min(map(middle, cells))
+
+
+def straightened(ours: Numbers) -> str:
+    """Judge whether the sides align where units are linear, and the less the more units curve."""
+    cells = list(ours.values())
+    return grades(
+        cells[0]["low"] > 0.98 and all(middle(a) > middle(b) for a, b in itertools.pairwise(cells)),
+        middle(cells[0]) > middle(cells[-1]),
+    )
 
 
 def one_size(ours: Numbers) -> str:
@@ -141,7 +182,7 @@ NOISE = [
         "noise_equilibrium",
         lambda s: {k: s["found"]["uneven"][k]["sgd"]["instant"] for k in ("1:3", "1:1", "3:1")},
         lambda o: grades(max(map(middle, o.values())) < 0.1, max(map(middle, o.values())) < 0.5),
-        cause="SGD moves about the point, the further the larger the learning rate over the batch size",
+        cause="SGD moves about the point, the further the larger the learning rate (rows on a step's size)",
     ),
     *(
         Claim(
@@ -152,12 +193,26 @@ NOISE = [
             "noise_equilibrium",
             equilibrium(kind, what),
             lambda o: grades(worst(o) < 0.1, worst(o) < 0.5),
-            cause="the closed form is of the balanced point; weights that fluctuate about it have another "
-            "largest eigenvalue"
+            cause="the closed form is of the balanced point, about which weights fluctuate; at smaller "
+            "learning rates SGD comes nearer to it (rows on a step's size)"
             if what == "top"
             else "",
         )
         for what, name in (("trace", "trace of the Hessian"), ("top", "largest eigenvalue"))
+        for kind in ("even", "uneven")
+    ),
+    *(
+        Claim(
+            "2402.07193",
+            f"what keeps SGD from the closed form is the size of a step, {kind} noise",
+            "begun at the closed form: imbalance at one moment, and largest eigenvalue over its closed form, "
+            "at four learning rates; powers of the rate with which both deviate",
+            "theory of small steps",
+            "noise_floor",
+            floor(kind),
+            shrinks,
+            cause="not established",
+        )
         for kind in ("even", "uneven")
     ),
     *(
@@ -179,23 +234,29 @@ NOISE = [
         )
         for net, which in (("A", "one scale for all weights"), ("B", "a scale for each layer"))
     ),
-    Claim(
-        "2402.07193",
-        "SGD takes the sharpness to one value, from Kaiming's and Xavier's start",
-        "trace of the Hessian over the closed form; gradient descent beside",
-        "only Kaiming with warm-up improves it",
-        "noise_and_scale",
-        lambda s: (
-            {
-                f"{start}, {how}": s["sharpness"][f"{start}, {how}"]["end"]
-                for how in ("SGD", "GD")
-                for start in ("kaiming", "kaiming, warm-up", "xavier", "xavier, warm-up")
-            }
-            | {"twice as wide": s["sharpness"]["kaiming, twice as wide, SGD"]["end"]}
-        ),
-        one_value,
-        cause="weights fluctuate about the point, which lengthens them; of twice as many hidden units those "
-        "that are not needed keep a size for long. That warm-up matters is not seen at this rate",
+    *(
+        Claim(
+            "2402.07193",
+            claim,
+            "trace of the Hessian over the closed form; gradient descent beside",
+            "only Kaiming with warm-up improves it",
+            source,
+            ends,
+            one_value,
+            cause=cause,
+        )
+        for claim, source, cause in (
+            (
+                "SGD takes the sharpness to one value, from Kaiming's and Xavier's start",
+                "noise_and_scale",
+                "CAUSE",
+            ),
+            (
+                "the same at half the learning rate, four times the steps",
+                "noise_and_scale_half_rate",
+                "CAUSE",
+            ),
+        )
     ),
     *(
         Claim(
@@ -234,6 +295,17 @@ NOISE = [
             min(map(middle, of(o, "SGD"))) >= 0.95 and max(map(middle, of(o, "GD"))) <= 0.8,
             min(c["low"] for c in of(o, "SGD")) > max(c["high"] for c in of(o, "GD")),
         ),
-        cause="not established; theory is of linear networks, and the paper's pictures have no number",
+        cause="units that curve: the straighter they are, the better both sides align, .99 where they are "
+        "linear at the same learning rate (next row); theory is of linear networks",
+    ),
+    Claim(
+        "2402.07193",
+        "the same with units tanh(a x) / a under SGD, linear at a = 0",
+        "the same task and starts: cosine at five values of a",
+        "1 where linear",
+        "tanh_balance",
+        lambda s: {name.split(",")[0]: cell["cosine"] for name, cell in s["cells"].items()},
+        straightened,
+        cause="not established",
     ),
 ]

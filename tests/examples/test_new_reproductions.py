@@ -5,6 +5,7 @@ import json
 import math
 import subprocess
 import sys
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
@@ -71,6 +72,56 @@ def test_the_loss_drops_when_units_are_let_go(tmp_path):
     assert result["all zero, never released"]["halved"] == 0
     assert result["all zero, decay"]["halved"] == 0
     assert result["all zero, removed, sigma 1"]["halved"] == early["of"]
+
+
+def test_sgd_stays_nearer_to_its_equilibrium_at_a_smaller_rate(tmp_path):
+    result = run("noise_floor", tmp_path)["results"]
+    for kind in ("even", "uneven"):
+        near, far = result[kind]["rates"]["0.025"], result[kind]["rates"]["0.1"]
+        assert near["imbalance"]["high"] < far["imbalance"]["low"]
+        assert near["off"]["high"] < far["off"]["low"]
+        assert abs(near["top"]["median"] - 1) < abs(far["top"]["median"] - 1)
+
+
+def test_the_largest_eigenvalue_is_the_closed_form_s_at_the_equilibrium(monkeypatch):
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    example = importlib.import_module("noise_floor")
+    cov_noise = torch.diag(torch.tensor([0.5, 1.0, 1.5], dtype=torch.float64))
+    w, u = example.equilibrium_weights(torch.eye(3).double(), hidden=[4], cov_noise=cov_noise)
+    assert example.hessian_top(w.mT, u.mT) == pytest.approx(example.linear_hessian_top([w, u]), rel=1e-9)
+    assert example.power([0.1, 0.2, 0.4], [3.0, 6.0, 12.0]) == pytest.approx(1)
+
+
+def test_students_side_by_side_are_those_trained_alone(monkeypatch):
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    together, alone = (
+        importlib.import_module(name) for name in ("effective_units_course", "effective_units")
+    )
+    options = Namespace(
+        seeds=2, inputs=20, samples=100, scale=0.3, threshold=0.1, read_at=[100, 400], steps=400
+    )
+    rows = together.course(16, 0.1, options)
+    assert list(rows) == [100, 400]
+    for seed, row in enumerate(rows[400]):
+        single = alone.learn(16, 0.1, options=options, seed=seed)
+        assert row["units"] == single["units"]
+        for key in ("train", "test"):
+            assert row[key] == pytest.approx(single[key], rel=1e-3)
+
+
+def test_units_in_use_go_on_falling(tmp_path):
+    rows = run("effective_units_course", tmp_path)["rows"]
+    for name in ("16, 0.1", "48, 0.1"):
+        early, late = rows[name]["500"], rows[name]["1500"]
+        assert late["units"]["median"] < early["units"]["median"]
+        assert late["unrest"]["high"] < early["unrest"]["low"]
+
+
+def test_curved_units_align_less(tmp_path):
+    cells = run("tanh_balance", tmp_path)["cells"]
+    straight, curve = cells["gain 0, rate 0.08"], cells["gain 1.5, rate 0.08"]
+    assert straight["cosine"]["low"] > curve["cosine"]["high"]
+    assert straight["cosine"]["median"] > 0.98
 
 
 def test_constraints_hold_on_a_network(tmp_path):

@@ -78,6 +78,36 @@ def test_a_worse_number_makes_a_worse_verdict(tmp_path, example, source, keys, v
     assert example.row(wanted, tmp_path)["verdict"] == after
 
 
+@pytest.mark.parametrize(
+    ("least", "bumps", "power", "verdict"),
+    [
+        (0.5, 16, 1.0, "reproduced"),
+        (1, 16, 1.0, "direction only"),  # the smallest set that was tried: how few are enough is not known
+        (0.5, 16, 1.8, "direction only"),
+        (0.5, None, 1.0, "reproduced"),  # more than were tried
+        (0.5, 2, 1.0, "not seen"),
+    ],
+)
+def test_the_ends_of_the_grid_of_images_are_bounds(example, least, bumps, power, verdict):
+    (claim,) = [each for each in example.CLAIMS if each.source == "stripes_vs_bumps"]
+    sides, arms = (12, 16), ("stripes", "bumps")
+    ratios = {"stripes": 1, "bumps": bumps}
+    ours = claim.read(
+        {
+            "summary": {
+                "median": {a: {str(n): ratios[a] and ratios[a] * n for n in sides} for a in arms},
+                "exponent": {"stripes": {"of_medians": power, "spread": None}},
+            },
+            "runs": [
+                {"arm": a, "size": n, "images": r * n} for a in arms for n in sides for r in (least, 2, 32)
+            ],
+        }
+    )
+    assert claim.judge(ours) == verdict
+    assert ours["stripes, N = 12"] == ("at most 12" if least == 1 else 12)
+    assert ours["bumps, N = 16"] == ("more than 512" if bumps is None else 16 * bumps)
+
+
 def test_a_claim_without_a_result_is_an_error(tmp_path, example):
     with pytest.raises(FileNotFoundError, match=r"2410.03006: no canonical_representation.json in .*run its"):
         example.row(example.CLAIMS[0], tmp_path)

@@ -54,6 +54,12 @@ def test_an_analysis_of_stored_runs_names_those(tmp_path, report):
     assert new["trained"] == {key: old[key] for key in ("command", "commit", "seeds", "environment")}
 
 
+def test_a_result_may_not_replace_the_header(tmp_path, report):
+    with pytest.raises(ValueError, match=r"result must leave .* to the header, got \['seeds'\]"):
+        report.save(tmp_path, "thing", {"config": {"seeds": 2}, "seeds": [{"loss": 1.0}, {"loss": 2.0}]})
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_result_without_seeds_is_refused(tmp_path, report):
     with pytest.raises(ValueError, match="must have config and in it seeds"):
         report.save(tmp_path, "thing", {"config": {"lr": 1}})

@@ -15,7 +15,8 @@ def test_training_makes_two_networks_alike(tmp_path):
     assert result["accuracy"]["mean"] > 0.85
     assert result["same_end"]["mean"] > result["same_start"]["mean"] + 0.2
     assert result["same_end"]["mean"] > result["inputs"]["mean"]
-    for run in result["seeds"]:
+    assert result["seeds"] == [0, 1]
+    for run in result["runs"]:
         assert run["steps"][0] == 0
         assert run["steps"][-1] == 300
         assert len(run["same"]) == len(run["steps"])
