@@ -17,7 +17,7 @@ DIRECTIONS, OF_FIRST = 1.5, 0.18
 #: Modes that two views share, after so many readings, where the loss keeps more than a share of its first:
 #: sick 2 and 3 and .976 and more, healthy .73 and less.
 SHARED, READINGS, UNLEARNED = 3.0, 10, 0.95
-#: Or where the embedding's effective rank over the representation's is: sick .20 and less, healthy .27 and more.
+#: Effective rank of the embedding over that of the representation: sick .20 and less, healthy .27 and more.
 OF_REPRESENTATION = 0.23
 
 

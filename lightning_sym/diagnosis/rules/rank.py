@@ -87,7 +87,7 @@ def _varied(course: Course) -> bool:
 
 
 def _of_decay(course: Course) -> list[Finding]:
-    """Return what decay left of the directions of all hidden layers, if it is two and the loss is half-way."""
+    """Return that decay left two directions to all hidden layers, if it did and the loss is half-way."""
     kept, last = course.kept_loss, course.ran[-1]
     hidden = {layer: s for layer, s in course.of("directions").items() if layer != last and len(s) > 1}
     few = {layer: s.since(lambda value: value < TWO) for layer, s in hidden.items()}
