@@ -95,7 +95,7 @@ def _joined(fits: Sequence[Course]) -> Course:
 def _primary(found: list[Finding], course: Course) -> list[Finding]:
     """Make notes of what follows from another finding."""
     kept: list[Finding] = []
-    explained: dict[str, str] = {}
+    explained: dict[str, Finding] = {}
     # Weights that blew up say what drives the rest, and yet not what is wrong with it.
     diverged = next((f for f in found if f.kind == "divergence" and f.limit != BLOWN_UP), None)
     # What is wired wrongly follows from nothing that training does; a dead block lets no gradient in, either.
@@ -104,7 +104,8 @@ def _primary(found: list[Finding], course: Course) -> list[Finding]:
         found, key=lambda f: not f.cause.startswith("wiring") or (blocked and f.cause.endswith(NO_GRADIENT))
     )
     for finding in _by_depth(found, course):
-        by = explained.get(finding.kind)
+        cause = explained.get(finding.kind)
+        by = None if cause is None or _was_before(finding, cause, course) else cause.kind
         late = diverged is not None and finding.step > course.steps[0]
         if by == "posterior_collapse" and finding.kind == "dead_units" and finding.step <= course.steps[0]:
             by = None  # then it is the other way round
@@ -117,8 +118,13 @@ def _primary(found: list[Finding], course: Course) -> list[Finding]:
             continue
         kept.append(finding)
         for kind in ENTAILS.get(finding.kind, ()):
-            explained.setdefault(kind, finding.kind)
+            explained.setdefault(kind, finding)
     return kept
+
+
+def _was_before(finding: Finding, cause: Finding, course: Course) -> bool:
+    """Return whether a finding was there at the first reading, and what would explain it came later."""
+    return finding.step <= course.steps[0] < cause.step
 
 
 def _by_depth(found: list[Finding], course: Course) -> list[Finding]:

@@ -97,6 +97,32 @@ HEALTHY = {
         **{f"{name}__gradient": 4.0**-i for i, name in enumerate("abcde")},
         "z__gradient": 1.0,
     },
+    "ten directions become two, and the task is learned": {
+        **{f"{name}__input_directions": 9.0 for name in "abcz"},
+        **{f"{name}__directions": [10.0, 8.0, 5.0, 3.0, *[1.9] * 7] for name in "abc"},
+        "z__directions": 3.0,
+        **{f"{name}__weight_norm": falling(0.5) for name in "abcz"},
+        "loss": falling(0.25),
+    },
+    "ten directions become two without decay": {
+        **{f"{name}__input_directions": 9.0 for name in "abcz"},
+        **{f"{name}__directions": [10.0, 8.0, 5.0, 3.0, *[1.9] * 7] for name in "abc"},
+        "z__directions": 3.0,
+        **{f"{name}__weight_norm": 1.0 for name in "abcz"},
+        "loss": falling(0.4),
+    },
+    "a projector that keeps a third of the directions": {
+        "embedding__rank": 6.0,
+        "embedding__learned": 3.0,
+        "representation__rank": 20.0,
+        "loss": falling(0.1),
+    },
+    "a projector that keeps few directions, and all are shared": {
+        "embedding__rank": 4.0,
+        "embedding__learned": 4.0,
+        "representation__rank": 30.0,
+        "loss": falling(0.1),
+    },
     "a code that begins late": {"a__code": [5e-4, 4e-4, 6e-4, 4e-4, 9e-4, 9e-4, *[0.5] * 5]},
     "one spike": {"loss": [1.0, 1.0, 9.0, *[0.8] * 8]},
     "adversarial loss": {"loss": [1.0, *[9.0] * 10], "a__spread": 0.9},
@@ -254,6 +280,25 @@ ALSO_SICK = {
     "gradients that grow from layer to layer below a pooled head": (
         "exploding_gradients",
         {**{f"{name}__gradient": 4.0**-i for i, name in enumerate("abcdef")}, "z__gradient": 1.0},
+    ),
+    "decay that leaves two directions of ten": (
+        "rank_collapse",
+        {
+            **{f"{name}__input_directions": 9.0 for name in "abcz"},
+            **{f"{name}__directions": [10.0, 8.0, 5.0, 3.0, *[1.9] * 7] for name in "abc"},
+            "z__directions": 2.0,
+            **{f"{name}__weight_norm": falling(0.5) for name in "abcz"},
+            "loss": falling(0.45),
+        },
+    ),
+    "a projector that loses most directions": (
+        "embedding_collapse_dimensional",
+        {
+            "embedding__rank": 5.9,
+            "embedding__learned": 3.0,
+            "representation__rank": 29.0,
+            "loss": falling(0.01),
+        },
     ),
     "features that chance could give": (
         "lazy_training",
@@ -452,6 +497,15 @@ def test_a_code_that_loses_what_little_it_had_is_told_before_step_100():
     assert kinds(collapsing) == ["posterior_collapse"]
     assert kinds(rows(STEPS[:4], a__code=[5e-4, 1e-4, 5e-5, 3e-4])) == []
     assert kinds(rows(STEPS[:4], a__code=[5e-4, 4e-4, 4e-4, 4e-4])) == []
+
+
+def test_what_was_there_at_first_does_not_follow_from_what_came_later():
+    gradients = {"a__gradient": 1e-9, "z__gradient": 1.0, "loss": 1.0}
+    history = rows(**gradients, a__weight_norm=falling(1e-3), z__weight_norm=1.0)
+    assert set(kinds(history)) == {"weights_vanish", "vanishing_gradients"}
+    fading = {**gradients, "a__gradient": [None, *[1e-9] * 10]}
+    later = rows(**fading, a__weight_norm=falling(1e-3), z__weight_norm=1.0)
+    assert set(kinds(later)) == {"weights_vanish"}
 
 
 @pytest.mark.parametrize(

@@ -94,18 +94,6 @@ def _(seed):
     return Run([(m, loader(a, b, batch=64), 640)], truth, targets=1)
 
 
-@case("stream_weights_grow_tanh", "plasticity_loss", "saturation")
-def _(seed):
-    return stream(
-        mlp(64, 50, 50, 10, act=nn.Tanh),
-        8,
-        200,
-        lambda p: torch.optim.SGD(p, 1.0, momentum=0.9),
-        low=0.2,
-        random_labels=True,
-    )
-
-
 @case("stream_learns_on")
 def _(seed):
     return stream(

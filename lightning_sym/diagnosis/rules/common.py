@@ -27,8 +27,8 @@ def began(course: Course, step: int) -> str:
     return "the learning rate, as far as readings tell: it was not so at the first reading"
 
 
-def decays(course: Course) -> bool:
-    """Return whether most weights fall without end below half of their start: weight decay's mark."""
+def decays(course: Course, *, to: float = 0.5) -> bool:
+    """Return whether most weights fall below a share of their start: weight decay's mark."""
     norms = [s.finite for s in course.of("weight_norm").values()]
-    fallen = [s.last < 0.5 * s.first for s in norms if len(s) > 1 and s.first > 0]
+    fallen = [s.last < to * s.first for s in norms if len(s) > 1 and s.first > 0]
     return len(fallen) > 0 and sum(fallen) > len(fallen) / 2

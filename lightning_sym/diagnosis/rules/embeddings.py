@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from lightning_sym.diagnosis.course import Course, Series
+from lightning_sym.diagnosis.course import LAST, Course, Series
 from lightning_sym.diagnosis.finding import Finding
 
 #: Variance over its start, and share of the square that is variance: sick runs are below .005 of the one
@@ -17,6 +17,8 @@ DIRECTIONS, OF_FIRST = 1.5, 0.18
 #: Modes that two views share, after so many readings, where the loss keeps more than a share of its first:
 #: sick 2 and 3 and .976 and more, healthy .73 and less.
 SHARED, READINGS, UNLEARNED = 3.0, 10, 0.95
+#: Effective rank of the embedding over that of the representation: sick .20 and less, healthy .27 and more.
+OF_REPRESENTATION = 0.23
 
 
 def _embedding(course: Course, what: str) -> Series:
@@ -67,7 +69,8 @@ def embedding_collapse_dimensional(course: Course) -> Iterator[Finding]:
     """The embedding varies in few directions at the last three readings: below 1.5, or 18 % of the first.
 
     Or it learns few: after ten readings the two views share three modes at most, and the loss has not fallen
-    by 5 %: what directions there are follow what differs between views.
+    by 5 %: what directions there are follow what differs between views. Or they share as few, and the
+    embedding has less than 23 % of the representation's directions: the projector loses them.
     """
     rank, (since, limit) = _embedding(course, "rank"), _few(course)
     if since is not None:
@@ -86,7 +89,24 @@ def embedding_collapse_dimensional(course: Course) -> Iterator[Finding]:
         return
     shared, kept = _embedding(course, "learned"), course.kept_loss
     since = shared.since(lambda value: value <= SHARED, last=READINGS)
-    if since is not None and kept is not None and kept > UNLEARNED:
+    if since is None:
+        return
+    whole = course.get("rank", "representation").finite
+    lost = [e / r for e, r in zip(rank.values[-LAST:], whole.values[-LAST:], strict=False) if r > 0]
+    if len(lost) == LAST and max(lost) < OF_REPRESENTATION:
+        yield Finding(
+            "embedding_collapse_dimensional",
+            "alarm",
+            "embedding",
+            since,
+            lost[-1],
+            OF_REPRESENTATION,
+            f"The embedding has {rank.last:.2f} directions where the representation has {whole.last:.3g}, "
+            f"and two views of a sample share {shared.last:.0f} of them.",
+            "the objective does not decorrelate its dimensions, or the projector is too narrow inside",
+            "Give decorrelation (covariance terms, negatives) more weight, or widen the projector.",
+        )
+    elif kept is not None and kept > UNLEARNED:
         yield Finding(
             "embedding_collapse_dimensional",
             "alarm",

@@ -14,6 +14,9 @@ DIRECTIONS = 1.15
 INPUT = 2.0
 #: The same where half of the layers lost directions and the loss keeps more than a share of its first.
 FEW, STUCK = 2.0, 0.8
+#: Where weights shrink in training: about two directions in all layers, a quarter of what there were, and a
+#: loss that keeps more than a share of its first; healthy runs under such decay keep less than a tenth.
+TWO, QUARTER, HALFWAY = 2.2, 0.25, 0.3
 #: Variance over mean square, and of how many layers.
 SHARE, LEAST = 1e-6, 3
 
@@ -25,12 +28,15 @@ def rank_collapse(course: Course) -> Iterator[Finding]:
     square in three layers or more. Where the last layer is narrow (fewer than 8 outputs) one direction may be
     all that is asked for, even if noise keeps the loss up: then it must be so from the first reading, or
     weights must decay. Where it is wide and the loss has not fallen by a fifth, two directions are few, too,
-    in half of the layers. Can't see: a few directions where ten are needed, in some of the layers.
+    in half of the layers. And where most weights shrink to 60 % and less of their start, two directions in
+    all layers, where there were four times as many, are few while the loss keeps 30 % of its first.
+    Can't see: a few directions where ten are needed, in some of the layers.
     """
-    if course.learns:
+    if not _varied(course):
         return
-    into = [s.finite.first for s in course.of("input_directions").values() if len(s.finite)]
-    if not into or into[0] <= INPUT:
+    fallen = _of_decay(course)
+    yield from fallen
+    if fallen or course.learns:
         return
     # A weight that begins at zero makes nothing yet, and loses nothing.
     hidden = [layer for layer in course.ran[:-1] if course.get("weight_norm", layer).values[:1] != [0.0]]
@@ -72,6 +78,41 @@ def rank_collapse(course: Course) -> Iterator[Finding]:
         "weight decay" if decays(course) else "the depth and its initialisation" if early else "not known",
         "Add residual connections or normalisation, or lower the weight decay.",
     )
+
+
+def _varied(course: Course) -> bool:
+    """Return whether the network's input varies in more than two directions."""
+    into = [s.finite.first for s in course.of("input_directions").values() if len(s.finite)]
+    return bool(into) and into[0] > INPUT
+
+
+def _of_decay(course: Course) -> list[Finding]:
+    """Return that decay left two directions to all hidden layers, if it did and the loss is half-way."""
+    kept, last = course.kept_loss, course.ran[-1]
+    hidden = {layer: s for layer, s in course.of("directions").items() if layer != last and len(s) > 1}
+    few = {layer: s.since(lambda value: value < TWO) for layer, s in hidden.items()}
+    steps = [since for since in few.values() if since is not None]
+    if kept is None or kept <= HALFWAY or len(steps) < max(LEAST, len(hidden)):
+        return []
+    if not len(course.get("directions", last)) or not decays(course, to=0.6):
+        return []
+    if not all(s.last < QUARTER * s.first for s in hidden.values() if s.first > TWO / QUARTER):
+        return []
+    layer = next(iter(hidden))
+    words = f"The output of {layer}{others(list(hidden))} varies in {hidden[layer].last:.2f} directions"
+    return [
+        Finding(
+            "rank_collapse",
+            "alarm",
+            layer,
+            max(hidden[name].falls_since(since) for name, since in few.items() if since is not None),
+            hidden[layer].last,
+            TWO,
+            f"{words}, and the loss keeps {kept:.0%} of its first.",
+            "weight decay",
+            "Lower the weight decay, or add residual connections or normalisation.",
+        )
+    ]
 
 
 def _below(course: Course, layers: list[str], limit: float) -> dict[str, int]:
