@@ -20,24 +20,19 @@ BALANCE = [
             abs(middle(o["law / measured"]) - 1) < 0.05, abs(middle(o["law / measured"]) - 1) < 0.3
         ),
     ),
-    *(
-        Claim(
-            "2308.06671",
-            f"the same: what remains{read}",
-            "ReLU 20-200-20, SGD",
-            "the law",
-            source,
-            lambda s: {key: s["arms"]["SGD"][key] for key in ("kept", "predicted_kept")},
-            lambda o: grades(
-                abs(middle(o["kept"]) / middle(o["predicted_kept"]) - 1) < 0.05,
-                abs(middle(o["kept"]) / middle(o["predicted_kept"]) - 1) < 0.3,
-            ),
-            cause=cause,
-        )
-        for read, source, cause in (
-            ("", "law_of_balance", "CAUSE"),
-            (", the law read at every step", "law_of_balance_every_step", "CAUSE"),
-        )
+    Claim(
+        "2308.06671",
+        "the same: what remains",
+        "ReLU 20-200-20, SGD",
+        "the law",
+        "law_of_balance",
+        lambda s: {key: s["arms"]["SGD"][key] for key in ("kept", "predicted_kept")},
+        lambda o: grades(
+            abs(middle(o["kept"]) / middle(o["predicted_kept"]) - 1) < 0.05,
+            abs(middle(o["kept"]) / middle(o["predicted_kept"]) - 1) < 0.3,
+        ),
+        cause="the law is estimated at every tenth step, from a batch of two: from seed to seed it scatters "
+        "five times as far as what is measured, to both sides of it",
     ),
     Claim(
         "2308.06671",
