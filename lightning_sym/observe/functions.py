@@ -9,6 +9,7 @@ Shape letters: N samples, T positions, S positions looked at, H heads, F feature
 from __future__ import annotations
 
 import math
+import time
 import weakref
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -52,19 +53,26 @@ def layer_names(root: nn.Module) -> dict[int, str]:
 
 
 class FunctionCalls(TorchFunctionMode):
-    """Shows the calls of torch's functions to whoever looks; they compute what they would anyway."""
+    """Shows the calls of torch's functions to whoever looks; they compute what they would anyway.
 
-    def __init__(self, lookers: Callable[[], list[FunctionWatch]]) -> None:
+    Args:
+        lookers: returns who looks.
+        seconds: where time is booked, by section.
+    """
+
+    def __init__(self, lookers: Callable[[], list[FunctionWatch]], seconds: dict[str, float]) -> None:
         super().__init__()
-        self._lookers = lookers
+        self._lookers, self._seconds = lookers, seconds
 
     @override
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         result = func(*args, **(kwargs or {}))
+        began = time.perf_counter()
         for looker in self._lookers():
             looker.see(func, args, kwargs or {}, result)
+        self._seconds["moments"] += time.perf_counter() - began
         return result
 
     def attach(self) -> None:
