@@ -53,7 +53,7 @@ class Timetable:
         for seat in self._seats:
             if seat.share is not None:
                 seat.monitor.spent = self._budget.spent
-            if seat.due < self._earliest(seat) and not isinstance(seat.monitor.schedule, EpochEnds):
+            if seat.due < self._earliest(seat):
                 self.plan(seat, int(seat.due) - 1)
 
     def _earliest(self, seat: Seat) -> int:

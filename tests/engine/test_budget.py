@@ -31,7 +31,7 @@ from tests.promises.every import BATCH, Module, dataset, fit
 from tests.promises.ranked import on_ranks
 
 STEP, COST = 0.125, 1.0  # seconds of a step, and of a reading
-PLACES = ["prepare", "hook", "look", "optimizer_stepped", "read"]
+PLACES = ["prepare", "forward", "stepped", "look", "optimizer_stepped", "read"]
 
 
 class Clock:
@@ -68,13 +68,14 @@ class Timed(Module):
 
 @dataclass(frozen=True)
 class Hooked(Statistic):
-    """Moves the clock when a layer is called."""
+    """Moves the clock when a layer is called, or when its optimizer has stepped."""
 
+    method: str
     move: Callable[[], None]
 
     def begin(self, watch: Any) -> Tally:
         tally = Tally()
-        tally.forward = lambda call: self.move()  # type: ignore[method-assign]
+        setattr(tally, self.method, lambda *_: self.move())
         tally.result = float  # type: ignore[method-assign]
         return tally
 
@@ -88,7 +89,7 @@ class Costs(Monitor):
         super().__init__(layers="net.0", **settings)
         self.defers = True
         self._place, self._move = place, lambda: clock.move(cost())
-        self.needs = (Hooked(self._move),) if place == "hook" else (Weight(),)
+        self.needs = (Hooked(place, self._move),) if place in ("forward", "stepped") else (Weight(),)
 
     def prepare(self, seen: Observation) -> None:
         if self._place == "prepare":
