@@ -29,6 +29,8 @@ bench: $(READY)  ## measure again what the page of benchmarks tells; on a quiet 
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/overhead.py
 	$(BIN)/python benchmarks/sharpness.py --out docs/results/sharpness_benchmark.json
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/syre.py
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/growth.py
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/tools.py
 	$(BIN)/python benchmarks/bumps.py --out docs/results/bumps_benchmark.json
 	$(BIN)/python benchmarks/views.py --out docs/results/views.json
 

@@ -37,6 +37,7 @@ def main() -> None:
     parser.add_argument("--reduced", action="store_true", help="few small steps, on any machine")
     parser.add_argument("--out", type=Path, default=RESULT)
     parser.set_defaults(
+        only="",
         networks=["resnet18"],
         arms=ARMS,
         batch=256,
@@ -51,13 +52,13 @@ def main() -> None:
         if options.out == RESULT:
             raise SystemExit("--reduced tells no costs: give it an --out of its own")
         options.batch, options.steps, options.pairs, options.width = 4, 12, 1, 32
-        options.arms = ARMS[:1]
+        options.arms, options.only = ARMS[:1], "100 M"
     elif device == "cpu":
         raise SystemExit("no GPU is at hand; --reduced --out FILE tries the script on the CPU")
     options.accelerator = "gpu" if device == "cuda" else "cpu"
     results: dict[str, Any] = {"device": torch.cuda.get_device_name() if device == "cuda" else "cpu"}
     results["overhead"] = overhead.measure(options)
-    results["syre"] = syre.measure(pairs=options.pairs, width=options.width, device=device)
+    results["syre"] = syre.measure(pairs=options.pairs, width=options.width, only=options.only, device=device)
     told = ("batch", "steps", "pairs", "precision", "channels_last", "width", "reduced")
     config = {name: getattr(options, name) for name in told}
     write_json(options.out, config={**config, "lag": overhead.LAG, "every": overhead.EVERY}, results=results)

@@ -133,8 +133,8 @@ def large(width: int = 4096) -> nn.Module:
     return nn.Sequential(*[nn.Linear(width, width, bias=False) for _ in range(6)])
 
 
-def measure(*, pairs: int, width: int = 4096, device: str = "cpu") -> dict[str, Any]:
-    """Return the reports of all optimizers, on the two sets of weights and in whole steps."""
+def measure(*, pairs: int, width: int = 4096, only: str = "", device: str = "cpu") -> dict[str, Any]:
+    """Return the reports of all optimizers, on the two sets of weights and in whole steps; those so named."""
     kinds: dict[str, tuple[Any, Callable[[], nn.Module]]] = {
         "optimizer step, 11 M": (optimizer_step, resnet),
         "optimizer step, 100 M": (optimizer_step, lambda: large(width)),
@@ -142,13 +142,15 @@ def measure(*, pairs: int, width: int = 4096, device: str = "cpu") -> dict[str, 
     }
     results: dict[str, Any] = {}
     for kind, (step, build) in kinds.items():
-        for name, make in OPTIMIZERS.items():
+        for name, make in OPTIMIZERS.items() if only in kind else ():
             report = compare(build, make, step, pairs=pairs, device=device)
             results[f"{kind}, {name}"] = report
             ratio = report["syre"]
             said = f"{ratio['median']:.2f} ({ratio['low']:.2f} to {ratio['high']:.2f})"
             print(f"{kind}, {name}: {said}", flush=True)
     for kind, build in (("11 M", resnet), ("100 M", lambda: large(width))):
+        if only not in kind:
+            continue
         with torch.device("meta"):
             sizes = [p.numel() for p in build().parameters()]
         report = results[f"forms of the pull, {kind}"] = forms(sizes, pairs=pairs, device=device)
@@ -167,9 +169,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("docs/results/syre_benchmark.json"))
     parser.add_argument("--pairs", type=int, default=15)
     parser.add_argument("--width", type=int, default=4096, help="of the six matrices; 4096 is measured")
+    parser.add_argument("--only", default="", help="a part of the names of what is measured")
     options = parser.parse_args()
+    results = measure(pairs=options.pairs, width=options.width, only=options.only)
     config = {"pairs": options.pairs, "width": options.width, "clock": "processor time of the thread"}
-    write_json(options.out, config=config, results=measure(pairs=options.pairs, width=options.width))
+    write_json(options.out, config=config, results=results)
 
 
 if __name__ == "__main__":
