@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: bench demo test lint types docs package lowest clean
+.PHONY: bench bench-gpu demo test lint types docs package lowest clean
 
 $(READY): pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "lightning_sym needs Python >= 3.11")'
@@ -28,9 +28,14 @@ types: $(READY)
 bench: $(READY)  ## measure again what the page of benchmarks tells; on a quiet machine
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/overhead.py
 	$(BIN)/python benchmarks/sharpness.py --out docs/results/sharpness_benchmark.json
-	$(BIN)/python benchmarks/syre.py
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/syre.py
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/growth.py
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/tools.py
 	$(BIN)/python benchmarks/bumps.py --out docs/results/bumps_benchmark.json
 	$(BIN)/python benchmarks/views.py --out docs/results/views.json
+
+bench-gpu: $(READY)  ## the same of monitors and syre, where a GPU is at hand
+	$(BIN)/python benchmarks/gpu.py
 
 docs: $(READY)  ## build the site into docs/_build; warnings are errors
 	$(BIN)/python docs/_ext/keys.py

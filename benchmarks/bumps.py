@@ -3,19 +3,19 @@
     python benchmarks/bumps.py --threads 2
 
 Each way makes the same images; the first line of the table checks that they agree. The bandwidth is
-that of filling the same buffer with zeros. Best of several rounds: the machine may be shared.
+that of filling the same buffer with zeros. Medians of several rounds, in which the ways take turns, and
+their range: the machine may be shared.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import platform
-import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
+from common import paired, spread, timed, write_json
 
 from lightning_sym.datamodules import GaussianBumpsDataModule, gaussian_bumps
 
@@ -30,26 +30,12 @@ def loop(centers: torch.Tensor, size: int) -> torch.Tensor:
     return torch.stack(images)[:, None]
 
 
-def best(make: Callable[[], object], *, rounds: int, device: torch.device) -> float:
-    """Return the seconds of the fastest of several calls."""
-    fastest = float("inf")
-    for _ in range(rounds):
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        began = time.perf_counter()
-        make()
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        fastest = min(fastest, time.perf_counter() - began)
-    return fastest
-
-
 def main() -> None:
     """Time all ways and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--size", type=int, default=28)
     parser.add_argument("--images", type=int, default=4096, help="in a batch")
-    parser.add_argument("--rounds", type=int, default=30)
+    parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--out", type=Path, default=None, help="a JSON file to write")
@@ -76,25 +62,19 @@ def main() -> None:
         "data loader, batches of 256, with codes": lambda: [image for _, image in data.train_dataloader()],
         "filling the buffer with zeros": buffer.zero_,
     }
-    rates = {}
-    for name, make in ways.items():
-        make()
-        rounds = 3 if name.startswith("loop") else args.rounds
-        rates[name] = args.images / best(make, rounds=rounds, device=device)
-    loop_rate, limit = rates["loop over images"], rates["filling the buffer with zeros"]
+    runs: dict[str, Callable[[], float]] = {name: partial(timed, make) for name, make in ways.items()}
+    report = paired(runs, baseline="loop over images", pairs=args.rounds)  # type: ignore[arg-type]
+    rates = {name: spread([args.images / cost for cost in row["costs"]]) for name, row in report.items()}
+    limit = rates["filling the buffer with zeros"]["median"]
     gigabytes = 4 * args.size**2 / 1e9
-    print(f"{'':42s}{'images/s':>12s}{'x loop':>9s}{'of limit':>10s}{'GB/s':>8s}")
-    for name, rate in rates.items():
-        print(f"{name:42s}{rate:12,.0f}{rate / loop_rate:9.1f}{rate / limit:10.2f}{rate * gigabytes:8.2f}")
+    print(f"{'':42s}{'images/s':>12s}{'x loop':>9s}{'of limit':>10s}{'GB/s':>8s}   range of images/s")
+    for name, row in rates.items():
+        rate, times = row["median"], 1 / report[name].get("median", 1.0)
+        made = f"{name:42s}{rate:12,.0f}{times:9.1f}{rate / limit:10.2f}{rate * gigabytes:8.2f}"
+        print(f"{made}   {row['low']:,.0f} to {row['high']:,.0f}")
     if args.out:
-        result = {
-            "config": {key: value for key, value in vars(args).items() if key != "out"},
-            "torch": torch.__version__,
-            "python": platform.python_version(),
-            "images_per_second": {name: round(rate) for name, rate in rates.items()},
-        }
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(json.dumps(result, indent=1) + "\n")
+        config = {key: value for key, value in vars(args).items() if key != "out"}
+        write_json(args.out, config=config, results={"images_per_second": rates})
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What every benchmark needs: paired runs, their ratios, the environment, JSON.
+"""What every benchmark needs: paired runs, their ratios, command, commit and environment, JSON.
 
 Machines are shared and drift: two things are compared by running them in turn, A B A B ..., and
 looking at the ratio within each pair. What is reported is the median of those ratios and their range.
@@ -12,8 +12,10 @@ import json
 import math
 import os
 import platform
+import shlex
 import statistics
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -21,6 +23,7 @@ from typing import Any
 
 import torch
 
+REPOSITORY = Path(__file__).resolve().parents[1]
 PACKAGES = ("torch", "lightning", "torchmetrics", "timm", "torchvision", "numpy")
 
 
@@ -103,6 +106,39 @@ def spread(values: Sequence[float]) -> dict[str, float]:
     return {"median": statistics.median(values), "low": min(values), "high": max(values)}
 
 
+def command() -> str:
+    """Return the command line of this process, as a reader would type it in the repository.
+
+    ``--out`` is left out, and of absolute paths only the last part is kept.
+    """
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    script, *given = sys.argv
+    kept, skip = [], False
+    for word in given:
+        if skip or word == "--out" or word.startswith("--out="):
+            skip = word == "--out"
+            continue
+        kept.append(Path(word).name if Path(word).is_absolute() else word)
+    how = ["-m", spec.name] if spec is not None else [f"benchmarks/{Path(script).name}"]
+    return shlex.join(["python", *how, *kept])
+
+
+def commit() -> str | None:
+    """Return the commit that is checked out, ``+`` behind it if package or benchmarks differ from it.
+
+    ``None`` outside of a git checkout.
+    """
+    git = ["git", "-C", str(REPOSITORY)]
+    paths = ["lightning_sym", "benchmarks"]
+    try:
+        head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
+        status = [*git, "status", "--porcelain", "--untracked-files=no", "--", *paths]
+        changed = subprocess.run(status, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return head.stdout.strip() + ("+" if changed.stdout.strip() else "")
+
+
 def environment() -> dict[str, Any]:
     """Return what a reader needs to place the numbers: versions, processor, threads.
 
@@ -126,21 +162,6 @@ def environment() -> dict[str, Any]:
     }
 
 
-def commit() -> str | None:
-    """Return the commit that is checked out, ``+`` behind it if package or benchmarks differ from it.
-
-    ``None`` outside of a git checkout.
-    """
-    git = ["git", "-C", str(Path(__file__).parents[1])]
-    status = [*git, "status", "--porcelain", "--untracked-files=no", "--", "lightning_sym", "benchmarks"]
-    try:
-        head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
-        changed = subprocess.run(status, capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return head.stdout.strip() + ("+" if changed.stdout.strip() else "")
-
-
 def _processor() -> str | None:
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
@@ -151,7 +172,7 @@ def _processor() -> str | None:
 
 
 def write_json(path: str | Path, *, config: Mapping[str, Any], results: Any) -> Path:
-    """Write a benchmark's results beside its configuration and environment.
+    """Write a benchmark's results beside its command, commit, configuration and environment.
 
     Args:
         path: the file; folders are made.
@@ -163,7 +184,13 @@ def write_json(path: str | Path, *, config: Mapping[str, Any], results: Any) -> 
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    content = {"config": dict(config), "environment": environment(), "results": results}
+    content = {
+        "command": command(),
+        "commit": commit(),
+        "config": dict(config),
+        "environment": environment(),
+        "results": results,
+    }
     path.write_text(json.dumps(_plain(content), indent=1, sort_keys=False, allow_nan=False) + "\n")
     return path
 

@@ -61,7 +61,7 @@ def main() -> None:
                 print(f"    {name}: {cell.verdict}: {cell.why[:150]}", flush=True)
         known = {each.name: found.get(each.name, before.get(each.name)) for _, each in columns()}
         results = {name: entry for name, entry in known.items() if entry is not None}
-        write_json(args.out, config={"command": "python -m benchmarks.compatibility"}, results=results)
+        write_json(args.out, config={}, results=results)
 
 
 if __name__ == "__main__":

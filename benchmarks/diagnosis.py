@@ -123,8 +123,8 @@ def main() -> None:
             spent.append((time.process_time() - began) / step)
         growth[str(readings)] = spread(spent)
     results = {"of_a_step": spread(shares), "step_seconds": spread(plain), "rules_of_a_step": growth}
-    config = {"command": "python benchmarks/diagnosis.py", "steps": options.steps, "every": options.every}
-    write_json(options.out, config={**config, "batch": options.batch}, results=results)
+    config = {"steps": options.steps, "every": options.every, "batch": options.batch}
+    write_json(options.out, config=config, results=results)
     print(results)
 
 

@@ -76,6 +76,7 @@ class Sent:
 def measure(arm: str, point: dict[str, int], rank: int, address: str) -> dict[str, Any]:
     """Fit once in this process, as one rank of so many."""
     options = argparse.Namespace(batch=point["batch"], steps=STEPS, accelerator="cpu")
+    options.precision, options.channels_last = "32-true", False
     sent = Sent()
     if point["ranks"] > 1:
         dist.init_process_group("gloo", init_method=address, rank=rank, world_size=point["ranks"])

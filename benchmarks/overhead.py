@@ -14,17 +14,15 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
-from common import environment, spread, write_json
+from common import commit, spread, write_json
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import DeviceStatsMonitor
 from lightning.pytorch.loggers import CSVLogger
@@ -125,8 +123,10 @@ def watch(arm: str) -> list[Callback]:
     return chosen
 
 
-def arms_of(network: str) -> list[str]:
+def arms_of(network: str, chosen: list[str] | None = None) -> list[str]:
     """Return what is measured on a network, the peers that are installed among them."""
+    if chosen is not None:
+        return ["none", *(arm for arm in chosen if arm != "none")]
     if network != "resnet18":
         return ["none", "standard", "full"]
     needs = {"DeviceStatsMonitor": "psutil", "curvlinops trace": "curvlinops"}
@@ -137,13 +137,14 @@ def arms_of(network: str) -> list[str]:
 class Fit(LightningModule):
     """Cross-entropy and SGD with momentum."""
 
-    def __init__(self, net: nn.Module) -> None:
+    def __init__(self, net: nn.Module, *, channels_last: bool = False) -> None:
         super().__init__()
-        self.net = net
+        self.format = torch.channels_last if channels_last else torch.contiguous_format
+        self.net = net.to(memory_format=self.format) if channels_last else net
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Return the loss."""
-        return nn.functional.cross_entropy(self.net(batch[0]), batch[1])
+        return nn.functional.cross_entropy(self.net(batch[0].contiguous(memory_format=self.format)), batch[1])
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Return the optimizer."""
@@ -223,6 +224,7 @@ def once(arm: str, build: Callable[[int], tuple[nn.Module, TensorDataset]], opti
             max_steps=options.steps,
             max_epochs=-1,
             accelerator=options.accelerator,
+            precision=options.precision,
             devices=1,
             logger=CSVLogger(folder) if logs else False,
             log_every_n_steps=EVERY,
@@ -232,7 +234,8 @@ def once(arm: str, build: Callable[[int], tuple[nn.Module, TensorDataset]], opti
             callbacks=[first, *watch(arm), last],
         )
         data = torch.utils.data.ConcatDataset([data] * options.steps)  # one epoch: its end would publish
-        trainer.fit(Fit(net), DataLoader(data, batch_size=options.batch))
+        module = Fit(net, channels_last=options.channels_last)
+        trainer.fit(module, DataLoader(data, batch_size=options.batch))
     seconds = dict(enumerate(last.seconds, start=1))
     due = [step for step in seconds if step % EVERY == 0]
     later = [step + LAG for step in due if step + LAG in seconds]
@@ -250,7 +253,7 @@ def once(arm: str, build: Callable[[int], tuple[nn.Module, TensorDataset]], opti
 
 def compare(network: str, build: Callable[..., Any], options: Any) -> dict[str, Any]:
     """Run every arm in turn, several rounds long."""
-    arms = arms_of(network)
+    arms = arms_of(network, options.arms)
     rounds: dict[str, list[dict[str, Any]]] = {arm: [] for arm in arms}
     for turn in range(options.pairs):
         for arm in arms[:: 1 - 2 * (turn % 2)]:
@@ -281,26 +284,20 @@ def compare(network: str, build: Callable[..., Any], options: Any) -> dict[str, 
     return report
 
 
-def commit() -> str | None:
-    """Return the commit that was measured, with a ``+`` where files differ from it."""
-    run = partial(subprocess.run, capture_output=True, text=True, check=False)
-    found = run(["git", "rev-parse", "--short", "HEAD"]).stdout.strip()
-    changed = run(["git", "status", "--porcelain", "--untracked-files=no", "lightning_sym"]).stdout.strip()
-    return found + ("+" if changed else "") if found else None
-
-
-def main() -> None:
-    """Measure both networks and write the JSON."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--out", type=Path, default=Path("docs/results/overhead.json"))
-    parser.add_argument("--pairs", type=int, default=2)
-    parser.add_argument("--steps", type=int, default=12)
+def settings(parser: argparse.ArgumentParser) -> None:
+    """Add what is measured, and how often."""
+    parser.add_argument("--pairs", type=int, default=3, help="rounds")
+    parser.add_argument("--steps", type=int, default=18, help="of a fit")
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--networks", nargs="+", default=["resnet18", "transformer"])
+    parser.add_argument("--arms", nargs="+", help="kinds of fits beside the bare one; all that are known")
     parser.add_argument("--accelerator", default="cpu")
-    options = parser.parse_args()
+    parser.add_argument("--precision", default="32-true")
+    parser.add_argument("--channels-last", action="store_true")
+
+
+def measure(options: Any) -> dict[str, Any]:
+    """Return the reports of the chosen networks, and print them."""
     results: dict[str, Any] = {}
     for name, build in (("resnet18", resnet), ("transformer", transformer)):
         if name not in options.networks:
@@ -313,13 +310,23 @@ def main() -> None:
                 f"{arm:22}{row['unprobed_step_over_bare']['median']:15.3f}"
                 f"{row['probe_in_steps']['median']:14.2f}{row['sections_in_steps']['waiting']:9.2f}"
             )
+    return results
+
+
+def main() -> None:
+    """Measure both networks and write the JSON."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--out", type=Path, default=Path("docs/results/overhead.json"))
+    settings(parser)
+    options = parser.parse_args()
+    results = measure(options)
     if options.out.exists():  # other networks were measured apart
         before = json.loads(options.out.read_text())
-        same = before["config"].get("commit") == commit()
-        results = {**(before["results"] if same else {}), **results}
+        results = {**(before["results"] if before.get("commit") == commit() else {}), **results}
     config = {"pairs": options.pairs, "steps": options.steps, "batch": options.batch, "every": EVERY}
-    config |= {"commit": commit(), "lag": LAG, "environment": environment()}
-    write_json(options.out, config=config, results=results)
+    write_json(options.out, config={**config, "lag": LAG}, results=results)
 
 
 if __name__ == "__main__":

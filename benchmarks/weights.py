@@ -126,7 +126,7 @@ def main() -> None:
         except Exception as error:
             results[name] = {"error": f"{type(error).__name__}: {error}"[:300]}
         print(name, results[name], flush=True)
-        config = {"command": "python benchmarks/weights.py", "networks": list(results)}
+        config = {"networks": list(results)}
         write_json(options.out, config=config, results=results)
 
 

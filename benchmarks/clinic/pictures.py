@@ -208,7 +208,7 @@ def main() -> None:
             overview(rows[1]).savefig(DOCS / "pictures" / f"overview_{OVERVIEWS[quantity]}.png", dpi=90)
         print(quantity, {name: len(found) for name, found in told.items()}, flush=True)
     if not options.only:
-        config = {"command": "python -m benchmarks.clinic.pictures", "seed": 0}
+        config = {"seed": 0}
         write_json(DOCS / "results" / "pictures.json", config=config, results={"findings": told})
 
 

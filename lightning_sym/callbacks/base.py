@@ -13,6 +13,7 @@ from torch import nn
 from typing_extensions import override
 
 from lightning_sym.engine.batch import check_place
+from lightning_sym.engine.budget import Spent
 from lightning_sym.engine.history import LAST_ROWS, FileHistory, Keep, Row, packed, unpacked
 from lightning_sym.engine.lightning import attach
 from lightning_sym.engine.probe import Held
@@ -55,6 +56,9 @@ class Monitor(Callback):
             are the same numbers under the same step, but published 4 optimizer steps later or, if that comes
             first, before the next reading, validation, a checkpoint, the epoch's end and the fit's end.
             ``callback_metrics`` has them from then on. Of several ranks all must call ``state_dict``.
+        max_overhead: the share of the fit's time, in (0, 1), that all that is read may take for this monitor
+            to read in a step: where it has cost more, due steps are left out. ``None``: the schedule stands.
+            See :func:`~lightning_sym.callbacks.monitors`.
         name: first part of its keys instead of ``quantity``; tells two monitors of one kind apart.
         strict: raise what goes wrong in here instead of warning once and going on.
 
@@ -63,6 +67,7 @@ class Monitor(Callback):
             monitor, counted from 1) and every scalar by its key. ``pandas.DataFrame(monitor.history)``
             is a table. A list, or where ``keep`` is a folder a sequence that reads its file.
         state: what it keeps from reading to reading; stored in checkpoints, begun anew with a new run.
+        max_overhead: as given, and open to change before a fit.
 
     Raises:
         ValueError: if an argument is out of its range; at fit start, if a glob matches no layer.
@@ -105,6 +110,7 @@ class Monitor(Callback):
         max_layers: int = 12,
         keep: Keep = LAST_ROWS,
         deferred: bool = False,
+        max_overhead: float | None = None,
         name: str | None = None,
         strict: bool = False,
     ) -> None:
@@ -122,6 +128,7 @@ class Monitor(Callback):
             at_least("keep", keep, 0)
         self.layers = layers if layers is None or isinstance(layers, str) else list(layers)
         self.max_layers, self.keep, self.deferred = max_layers, keep, deferred
+        self.max_overhead, self.spent = max_overhead, Spent()
         self.name, self.strict = name, strict
         folder = keep if isinstance(keep, str | Path) else None
         self.history: list[Row] | FileHistory = [] if folder is None else FileHistory(folder, self.prefix)
@@ -185,6 +192,18 @@ class Monitor(Callback):
         """Return what tells its state in a checkpoint from that of another monitor of its kind."""
         return {"layers": self.layers}
 
+    @property
+    def max_overhead(self) -> float | None:
+        """The share of the fit's time that readings may take; None: as much as they do."""
+        return self._max_overhead
+
+    @max_overhead.setter
+    def max_overhead(self, share: float | None) -> None:
+        number = isinstance(share, int | float) and not isinstance(share, bool)
+        if share is not None and not (number and 0 < share < 1):
+            raise ValueError(f"max_overhead must be a share in (0, 1), such as 0.02, or None, got {share!r}")
+        self._max_overhead = share
+
     # -- what the engine asks -----------------------------------------------------------------
 
     @property
@@ -236,6 +255,7 @@ class Monitor(Callback):
             "state": copy.deepcopy(self.state),
             "fit": self.fit,
             "last": self.last,
+            "spent": list(self.spent),
         }
 
     @override
@@ -243,6 +263,7 @@ class Monitor(Callback):
         self._unpack(state_dict["history"])
         self.state = copy.deepcopy(state_dict["state"])
         self.fit, self.last = int(state_dict["fit"]), int(state_dict["last"])
+        self.spent = Spent(*state_dict["spent"])
 
     def _packed(self) -> dict[str, Any]:
         if isinstance(self.history, FileHistory):

@@ -103,6 +103,7 @@ def monitors(
     inputs: Locator = None,
     keep: Keep = LAST_ROWS,
     deferred: bool = False,
+    max_overhead: float | None = None,
     strict: bool = False,
 ) -> Monitors:
     """Return ready monitors.
@@ -128,13 +129,20 @@ def monitors(
             numbers under the same step, published 4 optimizer steps later or, if that comes first, before the
             next reading, validation, a checkpoint, the epoch's end and the fit's end. Leave it off where a
             callback decides by one of them in the middle of an epoch.
+        max_overhead: the share of the fit's time that readings may take, in (0, 1), such as 0.02. What all
+            monitors of the fit, their hooks and the engine spend of the training thread's time is measured
+            beside the time since the fit began, and due steps are left out until the next reading is within
+            the share. It is kept to in the long run, not at the first reading; readings at epochs' ends and
+            those that a ``ModelCheckpoint`` needs are counted, but always taken. All ranks go by rank 0's
+            clock. Which steps are read then depends on the machine: ``None``, the default, leaves the
+            schedule as it is, the same in every run.
         strict: raise what goes wrong inside instead of warning once and going on.
 
     Returns:
         For ``Trainer(callbacks=...)``, alone or in a list; also a sequence of the monitors.
 
     Raises:
-        ValueError: if the preset is unknown.
+        ValueError: if the preset is unknown, or ``max_overhead`` out of its range.
 
     Example:
         >>> [type(monitor).__name__ for monitor in monitors("light")]
@@ -159,4 +167,6 @@ def monitors(
         chosen.append(AlignmentMonitor(exponents=full, **later))
     chosen.append(SignalMonitor(**shared))
     chosen.append(Diagnosis(every_n_steps=shared["every_n_steps"], keep=keep, strict=strict))
+    for monitor in chosen:
+        monitor.max_overhead = max_overhead
     return Monitors(chosen)

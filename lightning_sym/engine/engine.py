@@ -8,7 +8,6 @@ an optimizer has stepped.
 from __future__ import annotations
 
 import contextlib
-import math
 import threading
 import warnings
 from collections.abc import Collection, Iterable, Iterator
@@ -20,11 +19,13 @@ import torch
 from torch.nn.parameter import is_lazy
 
 from lightning_sym.engine.batch import find_targets
+from lightning_sym.engine.budget import Budget, Spent, counted
 from lightning_sym.engine.reader import Reader, place
-from lightning_sym.engine.reduction import Failure, reduce
+from lightning_sym.engine.reduction import reduce
 from lightning_sym.engine.run import Run
-from lightning_sym.engine.schedule import EpochEnds, Every, LogSpaced, Schedule
+from lightning_sym.engine.schedule import EpochEnds
 from lightning_sym.engine.seats import Seat, seated, wanted_by
+from lightning_sym.engine.timetable import Timetable
 from lightning_sym.observe.coverage import announced, coverage
 from lightning_sym.observe.functions import FunctionCalls, FunctionWatch
 from lightning_sym.observe.gains import gains
@@ -60,7 +61,10 @@ class Engine:
         # Who reads other monitors reads after them, wherever it stands in the user's list.
         last = sorted(monitors, key=lambda monitor: bool(monitor.reads_monitors))
         self._seats = seated(last)
-        self._reader = Reader(run, self._seats, self.seconds)
+        on = any(seat.share is not None for seat in self._seats)
+        self.budget = Budget(self.seconds, on=on)
+        self._reader = Reader(run, self._seats, self.seconds, self.budget)
+        self._timetable = Timetable(run, self._seats, self._reader, self.budget)
         self._watches: dict[str, LayerWatch] = {}
         self._due: list[Seat] = []
         self._armed_at: int | None = None
@@ -102,7 +106,7 @@ class Engine:
         self.run.ranks.require(self._check)
         if any(seat.defers for seat in self._seats):
             for monitor in self.monitors:
-                monitor.settle = self._reader.flush  # before its state is taken
+                monitor.settle = self.flush  # before its state is taken
         self._announce()
 
     def check_batch(self, batch: Any) -> None:
@@ -131,38 +135,26 @@ class Engine:
             if warning is not None:
                 self._reader.warn(*warning)
 
+    @counted
     def begin(self) -> None:
         """Begin a run, or go on with one: the steps that were made tell which."""
         step = self.run.step
         self._previous = None
+        stored = [seat.monitor.spent for seat in self._seats if seat.share is not None and step]
+        self.budget.begin(max(stored, key=lambda spent: spent.step, default=Spent()), step)
         for seat in self._seats:
             if step == 0:
                 self._reader.attempt(seat.monitor, lambda: "begin_run", seat.monitor.begin_run)
-            self._schedule(seat, min(seat.monitor.last, step))
+            self._timetable.plan(seat, min(seat.monitor.last, step))
         if step == 0:
             at_start = [s for s in self._seats if getattr(s.monitor.schedule, "at_start", False)]
             self._read(at_start, self._parameters_of(at_start), self.run.logger_step)
 
-    def _schedule(self, seat: Seat, step: int) -> None:
-        """Set the next due step; a schedule of the user's own is rank 0's."""
-        schedule = seat.monitor.schedule
-        if isinstance(schedule, EpochEnds):
-            return
-        if isinstance(schedule, Every | LogSpaced):
-            seat.due = schedule.next(step)
-            return
-        due = self._reader.attempt(seat.monitor, lambda: "its schedule", partial(self._next, schedule, step))
-        seat.due = math.inf if due is None else due
-
-    def _next(self, schedule: Schedule, step: int) -> int:
-        due = schedule.next(step)
-        if not isinstance(due, int):
-            raise TypeError(f"next must return a step, got {due!r}")
-        return self.run.ranks.broadcast(due)
-
+    @counted
     def flush(self) -> None:
         """Publish readings that are computed in a thread; all ranks call it together."""
         self._reader.flush()
+        self._timetable.put_off()
 
     def close(self, *, ended: bool = False) -> None:
         """Take every hook off and let go of everything; harmless if that was done.
@@ -195,6 +187,7 @@ class Engine:
 
     # -- a step -------------------------------------------------------------------------------
 
+    @counted
     def batch_start(self, batch: Any, *, also: Collection[str] = ()) -> None:
         """Arm the hooks if the coming optimizer step is due for a monitor.
 
@@ -218,12 +211,10 @@ class Engine:
                 if not seat.started:
                     seat.started = True
                     self._call(seat, "start")
-            self._due = [
-                seat
-                for seat in self._seats
-                if not isinstance(seat.monitor.schedule, EpochEnds)
-                and (step + self.stride >= seat.due or seat.quantity in also)
-            ]
+            self._due = self._due_at(step + self.stride, also)
+            if self._due and self.budget.on and self._reader.waits:
+                self.flush()  # what that cost may put this one off
+                self._due = self._due_at(step + self.stride, also)
             if not self._due:
                 return
             for seat in self._due:
@@ -234,6 +225,10 @@ class Engine:
         with self._unseen():
             for seat in self._due:
                 self._call(seat, "prepare_batch")
+
+    def _due_at(self, step: int, also: Collection[str]) -> list[Seat]:
+        seats = [seat for seat in self._seats if not isinstance(seat.monitor.schedule, EpochEnds)]
+        return [seat for seat in seats if step >= seat.due or seat.quantity in also]
 
     def set_batch(self, batch: Any) -> None:
         """Say which micro-batch is run from now on."""
@@ -308,7 +303,7 @@ class Engine:
     def _show_calls(self) -> None:
         """Have torch's functions seen: never where nobody looks, since that shuts torch's fast paths."""
         if self._looks and self._looking() and self._calls is None:
-            self._calls = FunctionCalls(lambda: self._looks)
+            self._calls = FunctionCalls(lambda: self._looks, self.seconds)
             self._calls.attach()
 
     @contextlib.contextmanager
@@ -324,6 +319,7 @@ class Engine:
         if self._calls is not None and self._calls.detach():
             self._calls = None
 
+    @counted
     def stepped(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
         """Let the layers of an optimizer that has stepped read their parameters, and look no more."""
         owned = {id(p) for group in optimizer.param_groups for p in group["params"]}
@@ -354,9 +350,11 @@ class Engine:
         self.run.end_batch()
         self._step.before += self._step.samples or 0
 
+    @counted
     def batch_end(self) -> None:
         """After the armed optimizer step: sum, let the due monitors read, take the hooks off."""
-        self._reader.publish_due()
+        if self._reader.overdue:
+            self.flush()
         if self._armed_at is None or self.run.step == self._armed_at:
             return
         self._end_batch()
@@ -366,6 +364,7 @@ class Engine:
         self._disarm()
         layers = self._reduce(watches, due)
         self.probes += 1
+        self.budget.readings += 1
         ran = {layer.name for layer in layers}
         # An expert that got no token is nothing to speak of where another got one.
         stacks = {layer.layer.holder for layer in layers if not layer.layer.in_order}
@@ -400,34 +399,12 @@ class Engine:
         sums = [tensor for watch in watches for each in watch.statistics for tensor in watch.sums(each)]
         storages = {each.untyped_storage().data_ptr(): each.untyped_storage().nbytes() for each in sums}
         self.held_bytes = sum(storages.values())
-        self._report(failures, due)
+        self._reader.report(failures, due)
         return layers
-
-    def _report(self, failures: list[Failure], due: list[Seat]) -> None:
-        """Say on rank 0 what has no reading, of which layer, at which step and on which rank."""
-        missing: dict[tuple[str, str, str], list[str]] = {}
-        for watch, statistic, rank, fault, said in failures:
-            what, place = type(statistic).__name__, f"layer {watch.layer.name}"
-            users = [seat.monitor for seat in due if statistic in seat.monitor.needs]
-            names = ", ".join(dict.fromkeys(type(monitor).__name__ for monitor in users))
-            if not fault:
-                missing.setdefault((what, names, said), []).append(watch.layer.name)
-                continue
-            if any(monitor.strict for monitor in users):
-                raise watch.errors.get(statistic) or RuntimeError(f"{said} (on rank {rank}, {place})")
-            on = f" on rank {rank}" if self.run.ranks.size > 1 else ""
-            self._reader.warn(
-                f"observing {place} failed ({what}, for {names})",
-                f" at step {self.run.step}{on}: {said}. The fit goes on without what needs it; pass "
-                "strict=True to raise instead.",
-            )
-        for (what, names, said), layers in missing.items():
-            layers = list(dict.fromkeys(layers))
-            have = f"layer {layers[0]} has" if len(layers) == 1 else f"layers {', '.join(layers)} have"
-            self._reader.warn(f"{have} no readings of {what}", f" ({names}): {said}.")
 
     # -- reading ------------------------------------------------------------------------------
 
+    @counted
     def epoch_end(self) -> None:
         """Let monitors read that are due at an epoch's end."""
         self._reader.flush()
@@ -435,7 +412,9 @@ class Engine:
         with self._unseen():
             self._reader.read(also, [], self._epoch_step, method="read_epoch")
             self._read_rested(self._of_epochs())
+        self._timetable.put_off()
 
+    @counted
     def validated(self, *, ends_epoch: bool, watched: set[str]) -> None:
         """After validation, before callbacks save or stop by what was read: let it be of these weights.
 
@@ -443,7 +422,7 @@ class Engine:
             ends_epoch: whether the epoch ends here; what is due then is read now, not after them.
             watched: keys by which callbacks decide; they are read anew in the middle of an epoch, too.
         """
-        self._reader.flush()
+        self.flush()
         due = self._of_epochs()
         if not ends_epoch:
             due = [seat for seat in due if any(key.startswith(f"{seat.quantity}/") for key in watched)]
@@ -479,7 +458,8 @@ class Engine:
     def _read(self, due: list[Seat], layers: list[LayerObservation], logger_step: int) -> None:
         self._reader.read(due, layers, logger_step)
         for seat in due:
-            self._schedule(seat, self.run.step)
+            self._timetable.plan(seat, self.run.step)
+        self._timetable.put_off()
 
     def _call(self, seat: Seat, method: str) -> None:
         """Call a monitor's method before a step; what it keeps goes into its state."""

@@ -15,9 +15,11 @@ from functools import partial
 from time import perf_counter
 from typing import Any
 
+from lightning_sym.engine.budget import Budget
 from lightning_sym.engine.deferred import Deferred
 from lightning_sym.engine.publish import sorted_out
 from lightning_sym.engine.ranks import RankError
+from lightning_sym.engine.reduction import Failure
 from lightning_sym.engine.run import Run
 from lightning_sym.engine.seats import Seat
 from lightning_sym.observe.observation import LayerObservation, Observation
@@ -47,10 +49,11 @@ class Reader:
         run: the fit.
         seats: its monitors.
         seconds: where time is booked, by section.
+        budget: what readings have cost.
     """
 
-    def __init__(self, run: Run, seats: list[Seat], seconds: dict[str, float]) -> None:
-        self.run, self._seats, self._seconds = run, seats, seconds
+    def __init__(self, run: Run, seats: list[Seat], seconds: dict[str, float], budget: Budget) -> None:
+        self.run, self._seats, self._seconds, self._budget = run, seats, seconds, budget
         self._said: set[str] = set()
         self._pending: _Pending | None = None
 
@@ -105,9 +108,14 @@ class Reader:
         return self._agreed(sorted_out(read(seen), seat.monitor.prefix))
 
     def _agreed(self, found: Found) -> Found:
-        """Return what a monitor has read; the numbers are rank 0's, since machines round differently."""
+        """Return what a monitor has read; the numbers are rank 0's, since machines round differently.
+
+        What it has cost goes with them: all ranks know of it without a word more.
+        """
         values, media = found
-        return self.run.ranks.broadcast(values), media
+        values, spent = self.run.ranks.broadcast((values, self._budget.measure(self.run.step)))
+        self._budget.agree(spent)
+        return values, media
 
     # -- in a thread --------------------------------------------------------------------------
 
@@ -127,10 +135,15 @@ class Reader:
         self._pending = _Pending(Deferred(calls), self.run.step, logger_step, later, after)
         self._seconds["spectra"] += perf_counter() - began
 
-    def publish_due(self) -> None:
-        """Publish what has waited for its steps; called at the end of each."""
-        if self._pending is not None and self.run.step >= self._pending.step + LAG:
-            self.flush()
+    @property
+    def waits(self) -> bool:
+        """Whether readings are still to be published."""
+        return self._pending is not None
+
+    @property
+    def overdue(self) -> bool:
+        """Whether readings have waited for their steps."""
+        return self._pending is not None and self.run.step >= self._pending.step + LAG
 
     def flush(self) -> None:
         """Wait for readings that are still computed, and publish them; all ranks do that together."""
@@ -214,6 +227,29 @@ class Reader:
                 "without this reading; pass strict=True to raise instead.",
             )
             return None
+
+    def report(self, failures: list[Failure], due: list[Seat]) -> None:
+        """Say on rank 0 what has no reading, of which layer, at which step and on which rank."""
+        missing: dict[tuple[str, str, str], list[str]] = {}
+        for watch, statistic, rank, fault, said in failures:
+            what, place = type(statistic).__name__, f"layer {watch.layer.name}"
+            users = [seat.monitor for seat in due if statistic in seat.monitor.needs]
+            names = ", ".join(dict.fromkeys(type(monitor).__name__ for monitor in users))
+            if not fault:
+                missing.setdefault((what, names, said), []).append(watch.layer.name)
+                continue
+            if any(monitor.strict for monitor in users):
+                raise watch.errors.get(statistic) or RuntimeError(f"{said} (on rank {rank}, {place})")
+            on = f" on rank {rank}" if self.run.ranks.size > 1 else ""
+            self.warn(
+                f"observing {place} failed ({what}, for {names})",
+                f" at step {self.run.step}{on}: {said}. The fit goes on without what needs it; pass "
+                "strict=True to raise instead.",
+            )
+        for (what, names, said), layers in missing.items():
+            layers = list(dict.fromkeys(layers))
+            have = f"layer {layers[0]} has" if len(layers) == 1 else f"layers {', '.join(layers)} have"
+            self.warn(f"{have} no readings of {what}", f" ({names}): {said}.")
 
     def _running_the_module(self) -> list[str]:
         """Return who runs the module outside of its step, and for which readings."""

@@ -27,6 +27,11 @@ class Seat:
         may = getattr(self.monitor, "deferred", False) and getattr(self.monitor, "defers", False)
         return bool(may) and self.failure is None
 
+    @property
+    def share(self) -> float | None:
+        """The share of the fit's time that readings may take for this one to be among them."""
+        return getattr(self.monitor, "max_overhead", None)
+
 
 def is_monitor(callback: Any) -> bool:
     """Return whether a callback is one that the engine lets read."""

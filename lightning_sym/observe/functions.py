@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import weakref
 from collections.abc import Callable, Mapping
+from time import perf_counter
 from typing import Any
 
 import torch
@@ -52,19 +53,26 @@ def layer_names(root: nn.Module) -> dict[int, str]:
 
 
 class FunctionCalls(TorchFunctionMode):
-    """Shows the calls of torch's functions to whoever looks; they compute what they would anyway."""
+    """Shows the calls of torch's functions to whoever looks; they compute what they would anyway.
 
-    def __init__(self, lookers: Callable[[], list[FunctionWatch]]) -> None:
+    Args:
+        lookers: returns who looks.
+        seconds: where time is booked, by section.
+    """
+
+    def __init__(self, lookers: Callable[[], list[FunctionWatch]], seconds: dict[str, float]) -> None:
         super().__init__()
-        self._lookers = lookers
+        self._lookers, self._seconds = lookers, seconds
 
     @override
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         result = func(*args, **(kwargs or {}))
+        began = perf_counter()
         for looker in self._lookers():
             looker.see(func, args, kwargs or {}, result)
+        self._seconds["moments"] += perf_counter() - began
         return result
 
     def attach(self) -> None:
