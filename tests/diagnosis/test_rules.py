@@ -499,6 +499,15 @@ def test_a_code_that_loses_what_little_it_had_is_told_before_step_100():
     assert kinds(rows(STEPS[:4], a__code=[5e-4, 4e-4, 4e-4, 4e-4])) == []
 
 
+def test_units_that_die_of_inputs_far_from_zero_are_not_put_down_to_the_learning_rate():
+    dying = {"a__output_share": 0.5, **SICK["dead_units"]}
+    (near,) = diagnose_run(rows(**dying, a__input_share=0.5))
+    (far,) = diagnose_run(rows(**dying, a__input_share=1e-6))
+    assert "learning rate" in near.cause
+    assert far.cause.startswith("inputs far from zero")
+    assert far.remedy.startswith("Normalise")
+
+
 def test_what_was_there_at_first_does_not_follow_from_what_came_later():
     gradients = {"a__gradient": 1e-9, "z__gradient": 1.0, "loss": 1.0}
     history = rows(**gradients, a__weight_norm=falling(1e-3), z__weight_norm=1.0)

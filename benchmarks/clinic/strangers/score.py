@@ -3,7 +3,8 @@
     python -m benchmarks.clinic.strangers.score --as now --json docs/results/strangers.json
 
 ``--as first`` writes the other part of the file: it is asked with the package as it was before anything was
-mended, of the same stored histories.
+mended, of the same stored histories (``git archive`` it somewhere, put that first on ``PYTHONPATH`` and say
+``--rules``).
 """
 
 from __future__ import annotations
@@ -72,6 +73,7 @@ def main() -> None:
     """Score the stored runs and print what is wrong."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--as", dest="part", choices=("first", "now"), default="now", help="which part")
+    parser.add_argument("--rules", help="commit of the package that is asked, if not the one checked out")
     parser.add_argument("--out", type=Path, default=OUT, help="where run.py stored (%(default)s)")
     parser.add_argument("--json", type=Path, help="write figures and runs here too")
     args = parser.parse_args()
@@ -89,7 +91,7 @@ def main() -> None:
     if args.json is not None:
         whole = json.loads(args.json.read_text()) if args.json.exists() else {}
         command = f"python -m benchmarks.clinic.strangers.score --as {args.part} --json {args.json}"
-        whole[args.part] = {"command": command, "commit": commit(), **found}
+        whole[args.part] = {"command": command, "commit": args.rules or commit(), **found}
         args.json.write_text(json.dumps(whole, indent=1) + "\n")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from lightning_sym.diagnosis.course import Course
+from lightning_sym.diagnosis.course import Course, Series
 from lightning_sym.diagnosis.finding import Finding
 from lightning_sym.diagnosis.rules.common import began, decays, others
 
@@ -12,6 +12,8 @@ from lightning_sym.diagnosis.rules.common import began, decays, others
 DEAD = 0.85
 #: Of a sample of samples and positions.
 DEAD_UNWATCHED = 0.95
+#: Variance over mean square of the network's inputs below which they differ by next to nothing.
+OFFSET = 1e-3
 #: Sick .02 to .12, healthy .97 and more.
 DISTINCT = 0.3
 #: Healthy activations stay below .65, sick tanh units are above .83, sick gates above .72.
@@ -45,6 +47,11 @@ def dead_units(course: Course) -> Iterator[Finding]:
     value, where = course.get(what, layer).last, f"{layer}{others(list(found))}"
     units = f"units that feed {where}" if what == "dead_units" else f"units of the ReLU after {where}"
     cause = "weight decay" if decays(course) else began(course, found[layer])
+    remedy = "Lower the learning rate or the biases' shift, or use a leaky activation"
+    share = course.get("input_share", course.ran[0]).finite if course.ran else Series()
+    if len(share) and 0 < share.first < OFFSET:
+        cause = f"inputs far from zero: their variance is {share.first:.1e} of their mean square"
+        remedy = "Normalise the inputs"
     yield Finding(
         "dead_units",
         "alarm",
@@ -54,8 +61,7 @@ def dead_units(course: Course) -> Iterator[Finding]:
         limit,
         f"{value:.0%} of the {units} are dead: 0 on every sample.",
         cause,
-        "Lower the learning rate or the biases' shift, or use a leaky activation; dead units get no "
-        "gradient and do not come back by themselves.",
+        f"{remedy}; dead units get no gradient and do not come back by themselves.",
     )
 
 
