@@ -508,6 +508,16 @@ def test_units_that_die_of_inputs_far_from_zero_are_not_put_down_to_the_learning
     assert far.remedy.startswith("Normalise")
 
 
+def test_what_a_second_fit_begins_with_may_come_from_the_first():
+    healthy, dead = rows(a__dead_units=0.1), rows(a__dead_units=0.95)
+    first, second = ([{**row, "fit": fit} for row in made] for fit, made in ((1, healthy), (2, dead)))
+    (found,) = diagnose_run([*first, *second])
+    assert found.message.startswith("Fit 2 of 2")
+    assert "the initialisation or what the fit before left" in found.cause
+    (alone,) = diagnose_run(dead)
+    assert alone.cause.startswith("the initialisation: ")
+
+
 def test_what_was_there_at_first_does_not_follow_from_what_came_later():
     gradients = {"a__gradient": 1e-9, "z__gradient": 1.0, "loss": 1.0}
     history = rows(**gradients, a__weight_norm=falling(1e-3), z__weight_norm=1.0)
