@@ -93,6 +93,11 @@ HEALTHY = {
         "z__distance": 0.001,
         "loss": [*[1.0] * 9, 0.3, 1.0],
     },
+    "a head of many outputs has a small gradient": {
+        "a__gradient": 0.2,
+        "b__gradient": 0.01,
+        "z__gradient": 0.001,
+    },
     "gradients that rise towards a pooled head": {
         **{f"{name}__gradient": 4.0**-i for i, name in enumerate("abcde")},
         "z__gradient": 1.0,
@@ -276,6 +281,10 @@ ALSO_SICK = {
     "tasks that are learned by half": (
         "plasticity_loss",
         {"loss": [2.3, 1.6, 2.2, 1.5, 2.3, 1.7, 2.3, 2.1, 2.3, 2.1, 2.3]},
+    ),
+    "gradients that explode over three layers": (
+        "exploding_gradients",
+        {"a__gradient": 0.2, "b__gradient": 0.001, "z__gradient": 0.001},
     ),
     "gradients that grow from layer to layer below a pooled head": (
         "exploding_gradients",
