@@ -153,7 +153,8 @@ def strangers() -> list[str]:
         before, after = (round(part["kinds"][kind]["kind_right"] * s["sick"]) for part in (first, now))
         lines.append(f"| {kind} | {s['sick']} | {before} | {after} |")
     untrue = [run["name"] for run in now["runs"] if not run["holds"]]
-    lines += ["", f"Not counted, as their truth contradicts their label: {listed(untrue)}.", ""]
+    lines += ["", f"Not counted, as their truth contradicts their label: {listed(untrue)}. "]
+    lines += [f"Not run: {listed(now['not_run'])}.", ""]
     for word, part in (("At first sight", first), ("Now", now)):
         for run in part["runs"]:
             wrong = not set(run["expected"]) & set(run["alarms"]) if run["expected"] else run["alarms"]

@@ -14,6 +14,7 @@ from lightning_sym.diagnosis.rules.trained import NO_GRADIENT
 
 #: Kinds of alarm a run: more would hide what is to be done first.
 MOST_KINDS = 3
+_INITIAL = "the initialisation"
 _SILENT = {"rank_collapse", "vanishing_gradients", "frozen", "lazy_training", "attention_collapse"}
 #: What a finding entails: where the first is, the others follow from it and are notes.
 ENTAILS: dict[str, set[str]] = {
@@ -62,6 +63,9 @@ def diagnose_run(history: Any) -> list[Finding]:
         for finding in _of_fit(course):
             if course.fits > 1:
                 finding = replace(finding, message=f"Fit {course.number} of {course.fits}: {finding.message}")
+            if course.number > 1:  # what is there at its first reading may come from the fit before
+                cause = finding.cause.replace(_INITIAL, f"{_INITIAL} or what the fit before left", 1)
+                finding = replace(finding, cause=cause)
             found.setdefault((finding.kind, finding.layer), finding)
     if len(fits) > 1:
         for finding in _of_fit(_joined(fits)):

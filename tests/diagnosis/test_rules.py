@@ -93,6 +93,11 @@ HEALTHY = {
         "z__distance": 0.001,
         "loss": [*[1.0] * 9, 0.3, 1.0],
     },
+    "a head of many outputs has a small gradient": {
+        "a__gradient": 0.2,
+        "b__gradient": 0.01,
+        "z__gradient": 0.001,
+    },
     "gradients that rise towards a pooled head": {
         **{f"{name}__gradient": 4.0**-i for i, name in enumerate("abcde")},
         "z__gradient": 1.0,
@@ -276,6 +281,10 @@ ALSO_SICK = {
     "tasks that are learned by half": (
         "plasticity_loss",
         {"loss": [2.3, 1.6, 2.2, 1.5, 2.3, 1.7, 2.3, 2.1, 2.3, 2.1, 2.3]},
+    ),
+    "gradients that explode over three layers": (
+        "exploding_gradients",
+        {"a__gradient": 0.2, "b__gradient": 0.001, "z__gradient": 0.001},
     ),
     "gradients that grow from layer to layer below a pooled head": (
         "exploding_gradients",
@@ -506,6 +515,16 @@ def test_units_that_die_of_inputs_far_from_zero_are_not_put_down_to_the_learning
     assert "learning rate" in near.cause
     assert far.cause.startswith("inputs far from zero")
     assert far.remedy.startswith("Normalise")
+
+
+def test_what_a_second_fit_begins_with_may_come_from_the_first():
+    healthy, dead = rows(a__dead_units=0.1), rows(a__dead_units=0.95)
+    first, second = ([{**row, "fit": fit} for row in made] for fit, made in ((1, healthy), (2, dead)))
+    (found,) = diagnose_run([*first, *second])
+    assert found.message.startswith("Fit 2 of 2")
+    assert "the initialisation or what the fit before left" in found.cause
+    (alone,) = diagnose_run(dead)
+    assert alone.cause.startswith("the initialisation: ")
 
 
 def test_what_was_there_at_first_does_not_follow_from_what_came_later():

@@ -192,17 +192,6 @@ def _(seed):
     return ssl(m, 300, "dimensional")
 
 
-@case("simclr_temperature_of_fifty", "embedding_collapse_dimensional", "embedding_collapse_complete")
-def _(seed):
-    return ssl(
-        SSL(SimCLRLoss(temperature=50.0), lr=0.003, optim="sgd", wd=0.02),
-        400,
-        "dimensional",
-        strength=0.4,
-        drop=0.5,
-    )
-
-
 @case("simclr_digits")
 def _(seed):
     return ssl(SSL(SimCLRLoss(temperature=0.3), lr=0.002), 350)

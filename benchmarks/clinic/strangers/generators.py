@@ -88,12 +88,12 @@ def _(seed):
             super().__init__()
             self.emb = nn.Embedding(12, 24)
             self.enc = nn.GRU(24, 48, batch_first=True)
-            self.to = nn.Linear(48, 16)
+            self.code = nn.Linear(48, 16)
             self.dec = nn.GRU(24 + 8, 64, batch_first=True)
             self.out = nn.Linear(64, 12)
 
         def encode(self, x):
-            return self.to(self.enc(self.emb(x))[1][0]).chunk(2, -1)
+            return self.code(self.enc(self.emb(x))[1][0]).chunk(2, -1)
 
         def training_step(self, batch, i):
             x = batch[0]

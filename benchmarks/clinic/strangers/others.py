@@ -59,7 +59,7 @@ def _(seed):
         mlp(64, 60, 60, 60, 10),
         10,
         100,
-        lambda p: torch.optim.SGD(p, 0.3, momentum=0.9),
+        lambda p: torch.optim.SGD(p, 0.12, momentum=0.9),
         low=0.25,
         pixels=True,
     )

@@ -18,6 +18,7 @@ from typing import Any
 from ...common import commit, environment
 from ..common import KINDS as ALL
 from ..fitting import diagnosed
+from .base import CASES
 from .run import OUT, stored
 
 MOST_KINDS = 3
@@ -91,6 +92,8 @@ def main() -> None:
     if args.json is not None:
         whole = json.loads(args.json.read_text()) if args.json.exists() else {}
         command = f"python -m benchmarks.clinic.strangers.score --as {args.part} --json {args.json}"
+        done = {run["name"] for run in runs}
+        found["not_run"] = [name for name in CASES if not any(f"{name}.{seed}" in done for seed in range(9))]
         whole[args.part] = {"command": command, "commit": args.rules or commit(), **found}
         args.json.write_text(json.dumps(whole, indent=1) + "\n")
 

@@ -116,6 +116,6 @@ def embedding_collapse_dimensional(course: Course) -> Iterator[Finding]:
             SHARED,
             f"The embedding learns few directions: the two views of a sample share {shared.last:.0f}, "
             f"and the loss keeps {kept:.0%} of its first.",
-            "the views share too little",
+            "the views share too little, or the objective hardly asks for more (a high temperature, say)",
             "Make the views milder, or raise the learning rate.",
         )

@@ -71,14 +71,15 @@ def vanishing_gradients(course: Course) -> Iterator[Finding]:
 def exploding_gradients(course: Course) -> Iterator[Finding]:
     """The first layer's output gradient is more than 100 times the last's at the first reading.
 
-    Of a recurrent layer: the same of its first and last position. Or it grows so from layer to layer on a
-    stretch of six or more: before the last layer positions may be pooled, which makes what is before it
-    small.
+    And of the one before the last: over a large vocabulary the last one's is small by itself. Of a recurrent
+    layer: the same of its first and last position. Or it grows so from layer to layer on a stretch of six or
+    more: before the last layer positions may be pooled, which makes what is before it small.
     """
     reaches = course.of("reach").items()
     for recurrent, (layer, series) in ((False, ratio(course)), *((True, each) for each in reaches)):
         series = series.finite
-        if len(series) and series.steps[0] == course.steps[0] and series.first > EXPLODING:
+        large = len(series) and series.steps[0] == course.steps[0] and series.first > EXPLODING
+        if large and (recurrent or _over_hidden(course) > EXPLODING):
             yield _finding("exploding_gradients", layer, series, EXPLODING, recurrent=recurrent)
             return
     first, last, growth = _stretch(course)
@@ -87,16 +88,27 @@ def exploding_gradients(course: Course) -> Iterator[Finding]:
         yield _finding("exploding_gradients", first, series, EXPLODING, recurrent=False, last=last)
 
 
+def _sizes(course: Course) -> dict[str, float]:
+    """Return the gradient of each trained layer at the first reading; 0 where there is none."""
+    return {
+        layer: series.at(course.steps[0]) or 0.0
+        for layer, series in course.of("gradient").items()
+        if course.get("trained", layer).values[:1] != [0.0]
+    }
+
+
+def _over_hidden(course: Course) -> float:
+    """Return the first layer's gradient over that of the one before the last; of two layers, of the last."""
+    first, *rest = [size for size in _sizes(course).values() if size > 0]
+    return first / rest[-2 if len(rest) > 1 else -1]
+
+
 def _stretch(course: Course) -> tuple[str, str, float]:
     """Return where gradients grow from layer to layer on their way back, and how much, at the first reading.
 
     Of stretches of six layers or more the one with the largest growth: its first layer, its last, the ratio.
     """
-    sizes = {
-        layer: series.at(course.steps[0]) or 0.0
-        for layer, series in course.of("gradient").items()
-        if course.get("trained", layer).values[:1] != [0.0]
-    }
+    sizes = _sizes(course)
     best, stretch = ("", "", 0.0), list[str]()
     for layer, size in sizes.items():
         stretch = [*stretch, layer] if stretch and 0 < size < sizes[stretch[-1]] < math.inf else [layer]
