@@ -8,11 +8,11 @@ or below that of the start (progressive sharpening, or flattening).
 Verdicts, by ``examples/noise_equilibrium.py``, two linear layers and three lopsided starts:
 
 * *reproduced*: SGD ends at one balanced point (imbalance of time averages 0.03 with even noise, 0.08 with
-  uneven; gradient descent keeps 0.7 to 1.8) and at one trace of the Hessian, within 1.4 % of the closed
+  uneven; gradient descent keeps 0.6 to 1.8) and at one trace of the Hessian, within 1.4 % of the closed
   form for even noise and 6 % below it for uneven noise.
 * *direction only*: at one moment the imbalance is 0.08 and 0.23, since SGD moves about the point; for the
-  same reason the largest eigenvalue is a third to two fifths above its closed form with even noise, a tenth
-  below it with uneven. The cause is the size of a step (``examples/noise_floor.py``): begun at the closed
+  same reason the largest eigenvalue is a third above its closed form with even noise, an eighth below it with
+  uneven. The cause is the size of a step (``examples/noise_floor.py``): begun at the closed
   form, SGD comes to these numbers too, and with a quarter of the learning rate to 0.02 and 0.10, and to
   eigenvalues of 1.17 and 0.98 of the closed form.
 * *reproduced* (``examples/noise_and_scale.py``): where weights are divided by their norm, noise lengthens
