@@ -81,18 +81,21 @@ def draw(rows: dict[str, Any], options: Any) -> Any:
     for k, decay in enumerate(options.decays):
         for i, width in enumerate(options.widths):
             found = rows[f"{width}, {decay}"]
-            steps = [int(step) for step in found]
+            at = [int(step) * 1.04**i for step in found]  # bars of two widths side by side
             for axis, key in zip(panels[:, k], ("units", "unrest"), strict=True):
                 cells = [cell[key] for cell in found.values()]
                 bars = [[c["median"] - c["low"] for c in cells], [c["high"] - c["median"] for c in cells]]
                 middle = [c["median"] for c in cells]
-                axis.errorbar(
-                    steps, middle, bars, fmt="o-", color=f"C{i}", markersize=4, label=f"width {width}"
-                )
+                axis.errorbar(at, middle, bars, fmt="o-", color=f"C{i}", markersize=4, label=f"width {width}")
         panels[0, k].set(xscale="log", yscale="log", title=f"decay {decay:g}", ylabel="units in use")
         panels[1, k].set(yscale="log", xlabel="step", ylabel="change of a step / weight decay's")
-        panels[1, k].set_xticks(steps, [f"{step:,}" for step in steps], fontsize=7)
-        panels[1, k].tick_params(which="minor", bottom=False)
+        panels[1, k].set_xticks([int(step) for step in found], [f"{int(step):,}" for step in found])
+        panels[1, k].xaxis.set_minor_formatter("")
+        for axis in panels[:, k]:
+            axis.yaxis.set_major_formatter("{x:g}")
+            axis.yaxis.set_minor_formatter("{x:g}")
+            axis.tick_params(axis="x", which="minor", bottom=False)
+            axis.tick_params(axis="y", which="both", labelsize=7)
     panels[0, 0].legend(fontsize=8)
     return figure
 

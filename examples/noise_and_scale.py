@@ -8,8 +8,7 @@ Ziyin, Wang, Li and Wu, 2024, arXiv 2402.07193. Two parts.
   norm of all weights (one symmetry: the total grows), net B each layer by its own (each layer grows).
 * *Sharpness over initialisation and warm-up*: two linear layers from Kaiming's or Xavier's start, with the
   learning rate at once or warmed up, SGD beside gradient descent: the trace of the Hessian over time, and the
-  one value that theory has for SGD's end. Hidden units as many as the task needs; with twice as many, those
-  that are not needed keep a size of their own for long.
+  one value that theory has for SGD's end. Hidden units as many as the task needs, and twice as many.
 
     python examples/noise_and_scale.py
 
@@ -104,7 +103,7 @@ def sharpen(start: str, warm: bool, how: str, *, hidden: int, options: Any) -> l
     """Train two linear layers; return the trace of the Hessian over time, over its value at equilibrium."""
     size, count = options.size, options.seeds
     widths = [size, hidden, size]
-    stack = Stack(widths, seeds=list(range(count)), dtype=torch.float64)
+    stack = Stack(widths, seeds=list(range(count)), activation=lambda x: x, dtype=torch.float64)
     if start == "kaiming":
         gains = [2**0.5, 2**0.5]
     else:

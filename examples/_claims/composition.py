@@ -27,6 +27,8 @@ def images(stored: dict[str, Any]) -> Numbers:
             least, most = min(tried), max(tried)
             bound = f"more than {most}" if count is None else f"at most {least}" if count <= least else None
             found[f"{arm}, N = {side}"] = bound or float(count)
+    if any(isinstance(count, str) for key, count in found.items() if key.startswith("stripes")):
+        return found | {"power of N with stripes": "not known"}
     slopes = summary["exponent"]["stripes"]
     return found | {"power of N with stripes": slopes["of_medians"], "by seed": slopes["spread"]}
 
@@ -39,9 +41,8 @@ def fewer(ours: Numbers) -> str:
 
     stripes = {key: count for key, count in ours.items() if key.startswith("stripes, N")}
     many = all(number(ours[k.replace("stripes", "bumps")]) >= 4 * number(n) for k, n in stripes.items())
-    known = not any(isinstance(count, str) for count in stripes.values())
     power = ours["power of N with stripes"]
-    return grades(many and known and power is not None and abs(power - 1) <= 0.5, many)
+    return grades(many and isinstance(power, float) and abs(power - 1) <= 0.5, many)
 
 
 COMPOSITION = [
@@ -60,7 +61,7 @@ COMPOSITION = [
     Claim(
         "2501.18797",
         "stripes cut the images needed to compose to about N, the side of the image",
-        "three sides, training sets from N / 2 up in factors of two: medians of three seeds",
+        "three sides, training sets of 4, 8, 32 and 128 N images: medians of three seeds",
         "about N; without stripes about N^3",
         "stripes_vs_bumps",
         images,

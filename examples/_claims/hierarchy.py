@@ -120,7 +120,8 @@ HIERARCHY = [
             "effective_units",
             units(decay),
             bounded,
-            cause="CAUSE",
+            cause="training has not ended after 6,000 steps: trained on, wide networks go on losing units "
+            "(rows below)",
         )
         for claim, decay in (
             ("units in use stay bounded as the width grows, decay 0.1", "0.1"),
@@ -136,7 +137,7 @@ HIERARCHY = [
             "effective_units_course",
             trained_on(decay),
             bounded,
-            cause="CAUSE",
+            cause="decay is slow: the wide network is still losing units",
         )
         for decay in ("0.1", "0.01")
     ),

@@ -261,6 +261,9 @@ def test_noise_lengthens_weights_of_a_scale_symmetry_as_the_law_says(tmp_path):
         for how in ("SGD", "GD")
     )
     assert abs(noisy[0] - noisy[1]) < 0.5 * abs(still[0] - still[1])  # one end, whatever the start
+    for name, cell in sharpness.items():
+        if name.endswith("SGD"):  # of linear layers: with units that are not linear it is another one
+            assert cell["end"]["median"] == pytest.approx(1, abs=0.1)
 
 
 def test_measured_exponents_name_the_predicted_phases(tmp_path):

@@ -10,10 +10,11 @@ The paper's equations were not available: the four-synapse rule here is a recons
 
 * *direction only* (``examples/self_assembly_random.py``, digits, five seeds): from random laterals
   everywhere all five diverge, for a reason: an output lateral on the wrong side of its weight leads away for
-  ever (of 16 other settings 14 diverge on digits and all on MNIST, ``examples/self_assembly.py --search``). With the output's lateral held at the identity (the error keeps its sign: an assumption)
-  the hidden ones assemble: the cosine of R and L' goes from 0 to 0.37, frozen ones stay at 0. At a decay of
-  0.03 that is worth 1.7 to 6.4 points of accuracy over frozen laterals, at 0.1 15 to 35, in every seed; at
-  0.01 two to five points are missing to backprop.
+  ever (of 16 other settings 14 diverge on digits and all on MNIST, ``examples/self_assembly.py --search``).
+  With the output's lateral held at the identity (the error keeps its sign: an assumption) the hidden ones
+  assemble: the cosine of R and L' goes from 0 to 0.37, frozen ones stay at 0. At a decay of 0.03 that is
+  worth 1.7 to 6.4 points of accuracy over frozen laterals, at 0.1 15 to 35, in every seed; at 0.01 two to
+  five points are missing to backprop.
 * *not seen*: that a local sign for each neuron (arXiv 2505.02248, in our reading) makes up for random
   output laterals: all five seeds diverge.
 * ``examples/self_assembly.py``, MNIST, from *identity* laterals, which is not self-assembly: the
