@@ -61,6 +61,15 @@ class Monitors(Callback, Sequence[Monitor]):
         if stage == "fit":
             attach(trainer, pl_module)
 
+    @override
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Store the members' states where they are no callbacks of the Trainer's, as in a fit they are."""
+        for each in self.members:
+            if not any(each is other for other in trainer.callbacks):  # type: ignore[attr-defined]
+                checkpoint["callbacks"][each.state_key] = each.state_dict()
+
 
 def monitors(
     preset: Literal["light", "standard", "full"] = "standard",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -22,6 +22,9 @@ from lightning_sym.sandbox import Sandbox
 
 #: Bytes of metrics that processes which were forked or spawned can return: a pipe holds 64 KiB.
 RETURNABLE = 40_000
+
+#: Where a Trainer has its driver, which is among its callbacks during a fit alone.
+_DRIVER = "_lightning_sym_driver"
 
 
 class TrainerRun(Run):
@@ -133,6 +136,8 @@ class TrainerRun(Run):
 class Driver(Callback):
     """Drives the engine of a Trainer; one for all monitors, whatever these override.
 
+    It is among the Trainer's callbacks while these fit: before and afterwards they are the user's alone.
+
     Attributes:
         engine: of the fit that is under way.
         taken: the step at which each key was read last in this fit.
@@ -145,6 +150,9 @@ class Driver(Callback):
         self.seconds: dict[str, float] = {}
         self.probes = self.held_bytes = 0
         self.taken: dict[str, int] = {}
+        self._joined: list[
+            Any
+        ] = []  # for this fit: itself, and monitors of a callback that stands for several
 
     @override
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
@@ -218,6 +226,7 @@ class Driver(Callback):
     @override
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         self.close(trainer)
+        self._leave(trainer)
 
     @override
     def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
@@ -228,6 +237,25 @@ class Driver(Callback):
         self.close(trainer)
         if stage == "fit":
             _return_few(trainer)
+        self._leave(trainer)
+
+    def join(self, trainer: Any) -> None:
+        """Stand before a Trainer's monitors for one fit, beside all of those that one callback stands for."""
+        callbacks = list(trainer.callbacks)  # a list of our own: the user's stays as it was
+        for each in trainer.callbacks:
+            several = [m for m in each if is_monitor(m)] if isinstance(each, Sequence) else []
+            new = [m for m in several if not any(m is other for other in callbacks)]
+            place = next(i for i, other in enumerate(callbacks) if other is each) + 1
+            callbacks[place:place] = new
+            self._joined += new
+        if not any(each is self for each in callbacks):
+            callbacks.insert(next(i for i, each in enumerate(callbacks) if is_monitor(each)), self)
+            self._joined.append(self)
+        trainer.callbacks = callbacks
+
+    def _leave(self, trainer: Any) -> None:
+        joined, self._joined = self._joined, []
+        trainer.callbacks = [each for each in trainer.callbacks if not any(each is one for one in joined)]
 
     def close(self, trainer: Any, *, ended: bool = False) -> None:
         """Take every hook off and let go of the fit, which has come to its end or is broken off."""
@@ -286,15 +314,7 @@ def _unwrap(strategy: Any) -> None:
 
 def attach(trainer: Any, pl_module: Any) -> None:
     """Let a Trainer's monitors be driven; called from the setup of each, done once."""
-    callbacks: list[Any] = []
-    for each in trainer.callbacks:
-        callbacks.append(each)
-        callbacks += [m for m in getattr(each, "members", ()) if m not in trainer.callbacks]
-    if not any(isinstance(each, Driver) for each in callbacks):
-        first = next(i for i, each in enumerate(callbacks) if is_monitor(each))
-        callbacks.insert(first, Driver())
-    if len(callbacks) > len(trainer.callbacks):
-        trainer.callbacks = callbacks  # a list of our own: the user's stays as it was
+    vars(trainer).setdefault(_DRIVER, Driver()).join(trainer)
 
 
 def driver_of(trainer: Any) -> Driver:
@@ -303,10 +323,10 @@ def driver_of(trainer: Any) -> Driver:
     Raises:
         ValueError: if it has not.
     """
-    for each in trainer.callbacks:
-        if isinstance(each, Driver):
-            return each
-    raise ValueError("the Trainer has not fitted with monitors yet")
+    driver = vars(trainer).get(_DRIVER)
+    if driver is None:
+        raise ValueError("the Trainer has not fitted with monitors yet")
+    return driver
 
 
 def reading_age(trainer: Any, key: str) -> int | None:
