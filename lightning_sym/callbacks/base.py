@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -263,14 +263,26 @@ class Monitor(Callback):
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Take up a state that was saved under another schedule."""
-        states = checkpoint.get("callbacks") or {}
-        if self.state_key in states:
-            return
+        """Take up a state that was saved under another schedule, or in another list of callbacks."""
+        if self.state_key not in (checkpoint.get("callbacks") or {}):
+            self.take_up(stored_states(checkpoint))
+
+    def take_up(self, states: Mapping[str, Any]) -> None:
+        """Go on from its own state among several, or from that of one like it under another schedule."""
         mine = repr(self._identity())
-        found = [s for s in states.values() if isinstance(s, dict) and s.get("identity") == mine]
+        alike = [s for s in states.values() if isinstance(s, dict) and s.get("identity") == mine]
+        found = [states[self.state_key]] if self.state_key in states else alike
         if len(found) == 1:
             self.load_state_dict(found[0])
+
+
+def stored_states(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the states of callbacks in a checkpoint by key, those of monitors in a list of them too."""
+    states = dict(checkpoint.get("callbacks") or {})
+    for state in list(states.values()):
+        if isinstance(state, dict):
+            states |= state.get("members", {})
+    return states
 
 
 def at_least(name: str, value: float | None, least: float) -> None:

@@ -10,14 +10,13 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_sym.callbacks.alignment import AlignmentMonitor
-from lightning_sym.callbacks.base import Monitor
+from lightning_sym.callbacks.base import Monitor, stored_states
 from lightning_sym.callbacks.collapse import CollapseMonitor
 from lightning_sym.callbacks.diagnosis import Diagnosis
 from lightning_sym.callbacks.plasticity import PlasticityMonitor
 from lightning_sym.callbacks.signal import SignalMonitor
 from lightning_sym.engine.batch import Locator
 from lightning_sym.engine.history import LAST_ROWS, Keep
-from lightning_sym.engine.lightning import attach
 from lightning_sym.engine.schedule import Schedule
 
 
@@ -56,19 +55,43 @@ class Monitors(Callback, Sequence[Monitor]):
     def __repr__(self) -> str:
         return f"Monitors({self.members!r})"
 
+    @property
     @override
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if stage == "fit":
-            attach(trainer, pl_module)
+    def state_key(self) -> str:
+        return self._generate_state_key(members=[each.state_key for each in self.members])
 
     @override
-    def on_save_checkpoint(
+    def state_dict(self) -> dict[str, Any]:
+        return {"members": {each.state_key: each.state_dict() for each in self.members}}
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        for each in self.members:
+            each.take_up(state_dict["members"])
+
+    @override
+    def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Store the members' states where they are no callbacks of the Trainer's, as in a fit they are."""
+        """Take up what was saved by monitors one by one, or under another schedule."""
+        states = stored_states(checkpoint)
         for each in self.members:
-            if not any(each is other for other in trainer.callbacks):  # type: ignore[attr-defined]
-                checkpoint["callbacks"][each.state_key] = each.state_dict()
+            each.take_up(states)
+            each.on_load_checkpoint(trainer, pl_module, {**checkpoint, "callbacks": states})
+
+
+def _to_members(hook: str) -> Callable[..., None]:
+    def call(self: Monitors, *args: Any, **kwargs: Any) -> None:
+        for each in self.members:
+            getattr(each, hook)(*args, **kwargs)
+
+    call.__name__ = hook
+    return call
+
+
+for _hook in ("setup", "teardown", *(name for name in vars(Callback) if name.startswith("on_"))):
+    if _hook not in vars(Monitors):
+        setattr(Monitors, _hook, _to_members(_hook))
 
 
 def monitors(

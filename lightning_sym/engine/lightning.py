@@ -23,7 +23,7 @@ from lightning_sym.sandbox import Sandbox
 #: Bytes of metrics that processes which were forked or spawned can return: a pipe holds 64 KiB.
 RETURNABLE = 40_000
 
-#: Where a Trainer has its driver, which is among its callbacks during a fit alone.
+#: Where a Trainer has its driver, which is none of its callbacks: they are the user's alone.
 _DRIVER = "_lightning_sym_driver"
 
 
@@ -133,10 +133,28 @@ class TrainerRun(Run):
                 warnings.warn(f"no final readings beside the hyperparameters: {said}", stacklevel=2)
 
 
+class _Hook:
+    """Calls the driver's hook and then the callback's own, which is all that a copy of the callback does."""
+
+    def __init__(self, drive: Callable[..., None], own: Callable[..., Any]) -> None:
+        self.drive, self.own = drive, own
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        self.drive(*args, **kwargs)
+        return self.own(*args, **kwargs)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _same, (self.own,)
+
+
+def _same(own: Callable[..., Any]) -> Callable[..., Any]:
+    return own
+
+
 class Driver(Callback):
     """Drives the engine of a Trainer; one for all monitors, whatever these override.
 
-    It is among the Trainer's callbacks while these fit: before and afterwards they are the user's alone.
+    Lightning calls its hooks through the first monitor, whose own follow: callbacks are the user's alone.
 
     Attributes:
         engine: of the fit that is under way.
@@ -150,14 +168,13 @@ class Driver(Callback):
         self.seconds: dict[str, float] = {}
         self.probes = self.held_bytes = 0
         self.taken: dict[str, int] = {}
-        self._joined: list[
-            Any
-        ] = []  # for this fit: itself, and monitors of a callback that stands for several
+        self._first: Any = None  # the callback through which its hooks are called
+        self._replaced: dict[str, Any] = {}  # what that one had in their places, if it had
 
     @override
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         self.close(trainer)
-        monitors = [each for each in trainer.callbacks if is_monitor(each)]
+        monitors = monitors_among(trainer.callbacks)
         run = TrainerRun(trainer, pl_module)
         engine = Engine(run, monitors)
         engine.start()
@@ -226,7 +243,7 @@ class Driver(Callback):
     @override
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         self.close(trainer)
-        self._leave(trainer)
+        self._leave()
 
     @override
     def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
@@ -237,25 +254,30 @@ class Driver(Callback):
         self.close(trainer)
         if stage == "fit":
             _return_few(trainer)
-        self._leave(trainer)
+        self._leave()
 
     def join(self, trainer: Any) -> None:
-        """Stand before a Trainer's monitors for one fit, beside all of those that one callback stands for."""
-        callbacks = list(trainer.callbacks)  # a list of our own: the user's stays as it was
-        for each in trainer.callbacks:
-            several = [m for m in each if is_monitor(m)] if isinstance(each, Sequence) else []
-            new = [m for m in several if not any(m is other for other in callbacks)]
-            place = next(i for i, other in enumerate(callbacks) if other is each) + 1
-            callbacks[place:place] = new
-            self._joined += new
-        if not any(each is self for each in callbacks):
-            callbacks.insert(next(i for i, each in enumerate(callbacks) if is_monitor(each)), self)
-            self._joined.append(self)
-        trainer.callbacks = callbacks
+        """Have the hooks called for one fit; harmless if they are."""
+        first = next(each for each in trainer.callbacks if monitors_among([each]))
+        if first is self._first:
+            return
+        self._leave()
+        self._first = first
+        for hook in _HOOKS:
+            own = getattr(first, hook)
+            while isinstance(own, _Hook):  # of a fit that came to no end
+                own = own.own
+            if hook in vars(first) and not isinstance(vars(first)[hook], _Hook):
+                self._replaced[hook] = own
+            setattr(first, hook, _Hook(getattr(self, hook), own))
 
-    def _leave(self, trainer: Any) -> None:
-        joined, self._joined = self._joined, []
-        trainer.callbacks = [each for each in trainer.callbacks if not any(each is one for one in joined)]
+    def _leave(self) -> None:
+        first, self._first = self._first, None
+        replaced, self._replaced = self._replaced, {}
+        if first is not None:
+            for hook in _HOOKS:
+                vars(first).pop(hook, None)
+            vars(first).update(replaced)
 
     def close(self, trainer: Any, *, ended: bool = False) -> None:
         """Take every hook off and let go of the fit, which has come to its end or is broken off."""
@@ -265,7 +287,7 @@ class Driver(Callback):
             self.deciders = None
         if self.engine is not None:
             engine, self.engine = self.engine, None
-            for each in (self, *engine.monitors):  # Lightning's, bound to the module
+            for each in (self._first, *engine.monitors):  # Lightning's, bound to the module
                 each.__dict__.pop("log", None)
                 each.__dict__.pop("log_dict", None)
             self.seconds, self.probes, self.held_bytes = engine.seconds, engine.probes, engine.held_bytes
@@ -312,9 +334,23 @@ def _unwrap(strategy: Any) -> None:
             strategy.training_step = step.shows
 
 
+#: The hooks of Lightning's that drive.
+_HOOKS = [name for name in vars(Driver) if name in vars(Callback) and not name.startswith("__")]
+
+
 def attach(trainer: Any, pl_module: Any) -> None:
     """Let a Trainer's monitors be driven; called from the setup of each, done once."""
     vars(trainer).setdefault(_DRIVER, Driver()).join(trainer)
+
+
+def monitors_among(callbacks: Iterable[Any]) -> list[Any]:
+    """Return the monitors of callbacks, of which one may stand for several."""
+    found: list[Any] = []
+    for each in callbacks:
+        for one in each if isinstance(each, Sequence) else [each]:
+            if is_monitor(one) and not any(one is other for other in found):
+                found.append(one)
+    return found
 
 
 def driver_of(trainer: Any) -> Driver:
@@ -355,7 +391,7 @@ def _return_few(trainer: Any) -> None:
     launcher = {kind.__name__ for kind in type(trainer.strategy.launcher).__mro__}
     if "_MultiProcessingLauncher" not in launcher or _stored_size(trainer.callback_metrics) <= RETURNABLE:
         return
-    monitors = [each for each in trainer.callbacks if is_monitor(each)]
+    monitors = monitors_among(trainer.callbacks)
     read = {key for each in monitors for row in each.history for key in row}
     read &= set(trainer.callback_metrics)
     single = {key for key in read if key.count("/") > 1}

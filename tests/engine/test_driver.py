@@ -1,7 +1,11 @@
-"""A Trainer's own callbacks: what drives monitors is among them during a fit, and at no other time."""
+"""A Trainer's own callbacks: what drives monitors is none of them, in a fit neither."""
 
 from __future__ import annotations
 
+import itertools
+import warnings
+from collections import Counter
+from copy import deepcopy
 from typing import Any
 from unittest.mock import MagicMock, Mock
 
@@ -11,8 +15,10 @@ from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_sym.callbacks import monitors
+from lightning_sym.callbacks import Monitor, Monitors, monitors
+from lightning_sym.callbacks.base import stored_states
 from lightning_sym.engine.lightning import driver_of
+from lightning_sym.observe import Reading
 from tests.models import Classifier, data, fit, mlp, trainer
 
 
@@ -25,16 +31,32 @@ def watched(how: str) -> Any:
     return [*found] if how == "each" else [found]
 
 
+def flat(callbacks: list[Any]) -> list[Any]:
+    return [one for each in callbacks for one in (each if isinstance(each, Monitors) else [each])]
+
+
+class Norm(Monitor):
+    """The norm of all parameters."""
+
+    quantity = "norm"
+
+    def read(self, seen):
+        yield Reading("", "value", sum(p.norm() for p in seen.run.module.parameters()))
+
+
 @pytest.mark.parametrize("how", ["each", "as one"])
 def test_a_trainer_has_the_callbacks_it_had(how):
     class Raises(Callback):
         raises = False
 
-        def on_train_batch_end(self, *args):
+        def on_train_batch_end(self, trainer, *args):
+            during.append(trainer.callbacks == before)
+            during.append(len(deepcopy(trainer.callbacks)) == len(before))
             if self.raises:
                 raise KeyError("mine")
 
     breaks = Raises()
+    during: list[bool] = []
     run = trainer(callbacks=[*watched(how), breaks])
     before = list(run.callbacks)
     module = Classifier(mlp(4, 6, 3))
@@ -45,10 +67,13 @@ def test_a_trainer_has_the_callbacks_it_had(how):
         else:
             run.fit(module, loader())
         assert run.callbacks == before
+        assert not any(set(vars(each)) & {*vars(Callback), "log"} for each in before[:-1])
         assert driver_of(run).probes > 0
         run.validate(module, loader(), verbose=False)
         assert run.callbacks == before
         run.fit_loop.max_epochs += 1
+    assert during
+    assert all(during)
     assert {row["fit"] for each in before[0:1] for row in (each if how == "each" else each[0]).history} == {1}
 
 
@@ -60,11 +85,11 @@ def test_a_checkpoint_stored_after_the_fit_has_what_one_stored_within_it_has(how
     run.save_checkpoint(tmp_path / "after.ckpt")
     within, after = (torch.load(path) for path in (keep.best_model_path, tmp_path / "after.ckpt"))
     assert within["callbacks"].keys() == after["callbacks"].keys()
-    kept = [
-        {key: state for key, state in each["callbacks"].items() if not key.startswith("ModelCheckpoint")}
-        for each in (within, after)
-    ]
-    assert len(kept[0]) == len(monitors("light"))
+    kept = [stored_states(each) for each in (within, after)]
+    kinds = ("CollapseMonitor", "PlasticityMonitor", "SignalMonitor", "Diagnosis")
+    assert all(any(key.startswith(kind) for key in kept[0]) for kind in kinds)
+    for each in kept:
+        del each[keep.state_key]
     assert repr(kept[0]) == repr(kept[1])
 
 
@@ -76,3 +101,60 @@ def test_mocks_among_the_callbacks_are_none_of_ours(kind):
     assert driver_of(run).probes > 0
     assert mock.on_train_batch_end.call_count == 2 * run.global_step
     assert not mock.read.called
+
+
+def test_hooks_of_the_first_monitors_own():
+    """What a user's monitor does in Lightning's hooks, and what is set on an instance, is done once."""
+
+    class Own(Norm):
+        def __init__(self, **settings):
+            super().__init__(**settings)
+            self.calls = Counter()
+
+        def on_train_batch_end(self, *args):
+            self.calls["batch"] += 1
+
+        def on_train_start(self, *args):
+            super().on_train_start(*args)
+            self.calls["start"] += 1
+
+    first, second = Own(every_n_steps=1), Own(every_n_steps=1, name="second")
+    first.on_train_end = Mock()  # type: ignore[method-assign]
+    for callbacks in ([first, second], [second, first], [Monitors([first, second])]):
+        for one in (first, second):
+            one.calls.clear()
+        first.on_train_end.reset_mock()
+        run = fit(Classifier(mlp(4, 6, 3)), *callbacks)
+        assert first.calls == second.calls == {"batch": run.global_step, "start": 1}
+        assert first.on_train_end.call_count == 1
+        assert isinstance(vars(first)["on_train_end"], Mock)
+    assert len(first.history) == len(second.history) == 3 * run.global_step
+
+
+def test_a_copy_taken_in_a_fit_can_be_fitted_with():
+    copies: list[Any] = []
+
+    class Takes(Callback):
+        def on_train_batch_end(self, trainer, *args):
+            if not copies:
+                copies.extend(deepcopy(trainer.callbacks[:1]))
+
+    fit(Classifier(mlp(4, 6, 3)), Norm(every_n_steps=1), Takes(), max_epochs=1)
+    run = fit(Classifier(mlp(4, 6, 3)), *copies, max_epochs=1)
+    assert [row["fit"] for row in copies[0].history].count(2) == run.global_step
+
+
+@pytest.mark.parametrize(("stored", "resumed"), [*itertools.product(["each", "as one"], repeat=2)])
+def test_a_fit_is_resumed_with_monitors_listed_either_way(stored, resumed, tmp_path):
+    kept = watched(stored)
+    run = fit(Classifier(mlp(4, 6, 3)), *kept)
+    run.save_checkpoint(tmp_path / "stored.ckpt")
+    again = watched(resumed)
+    with warnings.catch_warnings():
+        warnings.filterwarnings(
+            "ignore", "Be aware that when using `ckpt_path`|You're resuming from a checkpoint"
+        )
+        run = fit(Classifier(mlp(4, 6, 3)), *again, ckpt_path=tmp_path / "stored.ckpt", max_epochs=5)
+    for each in flat(again):
+        steps = [row["step"] for row in each.history if row["fit"] == 1]
+        assert steps == [*range(1, run.global_step + 1)], each
