@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import itertools
 import math
-import time
 from collections.abc import Callable, Iterator, Sequence
+from time import perf_counter
 from typing import Any, ClassVar
 
 import torch
@@ -189,14 +189,14 @@ class SharpnessMonitor(Monitor):
     def read(self, seen: Observation) -> Iterator[Reading]:
         if self.data is None and self.held.samples is None:  # taking them failed, and a warning has said so
             return
-        began = time.perf_counter()
+        began = perf_counter()
         run = seen.run
         with run.sandbox.open(full_precision=True, seed=self.seed, twice_differentiable=True) as apart:
             named = [(name, p) for name, p in apart.module.named_parameters() if p.requires_grad]
             loss, product = self._prepare(seen, apart, [p for _, p in named])
-            gradient = (time.perf_counter() - began) or 1.0
+            gradient = (perf_counter() - began) or 1.0
             values = dict(self._curvature(seen.step, named, product))
-        self.seconds = time.perf_counter() - began
+        self.seconds = perf_counter() - began
         self.gradients = self.seconds / gradient
         values["loss"] = loss
         line = line_of(run.optimizers)

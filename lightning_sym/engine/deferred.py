@@ -8,8 +8,8 @@ the thread computes with as many threads and under the same flags as the fit's o
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable, Mapping
+from time import perf_counter
 from typing import Any
 
 import torch
@@ -33,7 +33,7 @@ class Deferred:
         self._thread.start()
 
     def _run(self) -> None:
-        began = time.perf_counter()
+        began = perf_counter()
         torch.set_num_threads(self._threads)  # a new thread's own number is another one
         with torch.no_grad():
             for key, call in self._calls.items():
@@ -41,7 +41,7 @@ class Deferred:
                     self._found[key] = call(), None
                 except Exception as error:
                     self._found[key] = None, error
-        self.seconds = time.perf_counter() - began
+        self.seconds = perf_counter() - began
 
     def join(self) -> None:
         """Wait for the thread to end."""

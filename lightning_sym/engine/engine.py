@@ -10,10 +10,10 @@ from __future__ import annotations
 import contextlib
 import math
 import threading
-import time
 import warnings
 from collections.abc import Collection, Iterable, Iterator
 from functools import partial
+from time import perf_counter
 from typing import Any
 
 import torch
@@ -247,7 +247,7 @@ class Engine:
         self._disarm()
 
     def _arm(self) -> None:
-        began = time.perf_counter()
+        began = perf_counter()
         run = self.run
         self._armed_at, self._logger_step = run.step, run.logger_step
         run.losses = []
@@ -260,7 +260,7 @@ class Engine:
         for optimizer in run.optimizers if not run.reports_steps else ():
             if hasattr(optimizer, "register_step_post_hook"):
                 self._handles.append(optimizer.register_step_post_hook(self.stepped))
-        self.seconds["hooks"] += time.perf_counter() - began
+        self.seconds["hooks"] += perf_counter() - began
 
     def _watch(self, layers: dict[str, Layer], wanted: dict[str, list[Statistic]]) -> None:
         every = watchable_layers(self.run.module)
@@ -394,9 +394,9 @@ class Engine:
 
     def _reduce(self, watches: list[LayerWatch], due: list[Seat]) -> list[LayerObservation]:
         """Sum over ranks: what failed on one of them has no result on any."""
-        began = time.perf_counter()
+        began = perf_counter()
         layers, failures = reduce(self.run.ranks, watches)
-        self.seconds["reduction"] += time.perf_counter() - began
+        self.seconds["reduction"] += perf_counter() - began
         sums = [tensor for watch in watches for each in watch.statistics for tensor in watch.sums(each)]
         storages = {each.untyped_storage().data_ptr(): each.untyped_storage().nbytes() for each in sums}
         self.held_bytes = sum(storages.values())

@@ -8,11 +8,11 @@ epoch's end, validation, a checkpoint and the fit's end.
 from __future__ import annotations
 
 import contextlib
-import time
 import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
+from time import perf_counter
 from typing import Any
 
 from lightning_sym.engine.deferred import Deferred
@@ -87,14 +87,14 @@ class Reader:
         )
 
     def _read_now(self, seat: Seat, seen: Observation, logger_step: int, *, method: str = "read") -> None:
-        began = time.perf_counter()
+        began = perf_counter()
         found = self.attempt(
             seat.monitor,
             partial(place, method, seen),
             partial(self._values, seat, getattr(seat.monitor, method), seen),
             step=seen.step,
         )
-        self._seconds["spectra"] += time.perf_counter() - began
+        self._seconds["spectra"] += perf_counter() - began
         if found is not None:
             self._publish(seat, found, seen.step, logger_step)
 
@@ -117,7 +117,7 @@ class Reader:
         after: list[tuple[Seat, Observation]],
         logger_step: int,
     ) -> None:
-        began = time.perf_counter()
+        began = perf_counter()
         for seat, seen in later:
             for layer in seen.every:
                 for statistic in seat.monitor.needs:
@@ -125,7 +125,7 @@ class Reader:
                         layer.get(statistic)  # now: the weights that it copies move on
         calls = {seat.quantity: partial(_sorted, seat.monitor, seen) for seat, seen in later}
         self._pending = _Pending(Deferred(calls), self.run.step, logger_step, later, after)
-        self._seconds["spectra"] += time.perf_counter() - began
+        self._seconds["spectra"] += perf_counter() - began
 
     def publish_due(self) -> None:
         """Publish what has waited for its steps; called at the end of each."""
@@ -166,15 +166,15 @@ class Reader:
                 self._publish(seat, pending.work.result(seat.quantity), seen.step, pending.logger_step)
 
     def _join(self, pending: _Pending) -> None:
-        began = time.perf_counter()
+        began = perf_counter()
         pending.work.join()
-        self._seconds["waiting"] += time.perf_counter() - began
+        self._seconds["waiting"] += perf_counter() - began
         self._seconds["thread"] += pending.work.seconds
 
     # -- what came of it ----------------------------------------------------------------------
 
     def _publish(self, seat: Seat, found: Found, step: int, logger_step: int) -> None:
-        began = time.perf_counter()
+        began = perf_counter()
         values, media = found
         wrong = []
         try:
@@ -188,7 +188,7 @@ class Reader:
             if seat.monitor.strict:
                 raise RuntimeError(said)
             self.warn(f"{type(seat.monitor).__name__} could not log: {said}", "")
-        self._seconds["logging"] += time.perf_counter() - began
+        self._seconds["logging"] += perf_counter() - began
 
     def attempt(
         self, monitor: Any, where: Callable[[], str], compute: Callable[[], Any], *, step: int | None = None

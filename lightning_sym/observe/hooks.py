@@ -19,10 +19,10 @@ Shape letters: G groups, O outputs, A inputs, K kept features.
 from __future__ import annotations
 
 import contextlib
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
+from time import perf_counter
 from typing import Any
 
 import torch
@@ -277,11 +277,11 @@ class LayerWatch:
     @contextlib.contextmanager
     def booked(self) -> Iterator[None]:
         """Book time as that of statistics."""
-        began = time.perf_counter()
+        began = perf_counter()
         try:
             yield
         finally:
-            self._seconds["moments"] += time.perf_counter() - began
+            self._seconds["moments"] += perf_counter() - began
 
     # -- samples ------------------------------------------------------------------------------
 

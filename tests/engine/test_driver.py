@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 import warnings
 from collections import Counter
 from copy import deepcopy
@@ -158,3 +159,18 @@ def test_a_fit_is_resumed_with_monitors_listed_either_way(stored, resumed, tmp_p
     for each in flat(again):
         steps = [row["step"] for row in each.history if row["fit"] == 1]
         assert steps == [*range(1, run.global_step + 1)], each
+
+
+def test_the_users_clock_is_not_read(monkeypatch):
+    """A clock that tests or users replaced tells them their own times, one for each reading."""
+    ticks = iter(range(3))
+    monkeypatch.setattr(time, "perf_counter", lambda: next(ticks))
+    seen = []
+
+    class Reads(Callback):
+        def on_train_batch_end(self, *args):
+            seen.append(time.perf_counter())
+
+    run = fit(Classifier(mlp(4, 6, 3)), *watched("as one"), Reads(), max_epochs=1)
+    assert seen == [0, 1, 2]
+    assert run.global_step == 3
