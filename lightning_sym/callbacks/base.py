@@ -210,6 +210,10 @@ class Monitor(Callback):
 
     # -- Lightning's side ---------------------------------------------------------------------
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a copy has: what the engine put into a monitor is of its fit."""
+        return {name: value for name, value in vars(self).items() if name != "settle"}
+
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage == "fit":

@@ -171,6 +171,10 @@ class Driver(Callback):
         self._first: Any = None  # the callback through which its hooks are called
         self._replaced: dict[str, Any] = {}  # what that one had in their places, if it had
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a copy has: it drives nothing."""
+        return {**vars(self), "engine": None, "deciders": None, "_first": None, "_replaced": {}}
+
     @override
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         self.close(trainer)

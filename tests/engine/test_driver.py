@@ -16,7 +16,7 @@ from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_sym.callbacks import Monitor, Monitors, monitors
+from lightning_sym.callbacks import CollapseMonitor, Monitor, Monitors, monitors
 from lightning_sym.callbacks.base import stored_states
 from lightning_sym.engine.lightning import driver_of
 from lightning_sym.observe import Reading
@@ -132,17 +132,32 @@ def test_hooks_of_the_first_monitors_own():
     assert len(first.history) == len(second.history) == 3 * run.global_step
 
 
-def test_a_copy_taken_in_a_fit_can_be_fitted_with():
-    copies: list[Any] = []
+@pytest.mark.parametrize("deferred", [False, True])
+def test_copies_taken_in_a_fit_can_be_fitted_with(deferred):
+    """Of the callbacks and of the whole Trainer: the fit goes on in the original alone."""
+    callbacks: list[Any] = []
+    trainers: list[Any] = []
 
     class Takes(Callback):
         def on_train_batch_end(self, trainer, *args):
-            if not copies:
-                copies.extend(deepcopy(trainer.callbacks[:1]))
+            if trainer.global_step == 2 and not trainers:
+                trainers.append(None)
+                callbacks.extend(deepcopy(trainer.callbacks[:2]))
+                trainers[:] = [deepcopy(trainer)]
 
-    fit(Classifier(mlp(4, 6, 3)), Norm(every_n_steps=1), Takes(), max_epochs=1)
-    run = fit(Classifier(mlp(4, 6, 3)), *copies, max_epochs=1)
-    assert [row["fit"] for row in copies[0].history].count(2) == run.global_step
+    def mine() -> list[Any]:
+        return [
+            Norm(every_n_steps=1),
+            CollapseMonitor(every_n_steps=1, deferred=deferred, strict=True),
+            Takes(),
+        ]
+
+    run = fit(Classifier(mlp(4, 6, 3)), *mine(), max_epochs=1)
+    again = fit(Classifier(mlp(4, 6, 3)), *callbacks, max_epochs=1)
+    for norm in (run.callbacks[0], callbacks[0]):
+        assert [row["step"] for row in norm.history][-3:] == [1, 2, 3]
+    assert driver_of(run).probes == driver_of(again).probes == 3
+    assert driver_of(trainers[0]).engine is None
 
 
 @pytest.mark.parametrize(("stored", "resumed"), [*itertools.product(["each", "as one"], repeat=2)])
