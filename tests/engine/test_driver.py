@@ -153,7 +153,7 @@ def test_copies_taken_in_a_fit_can_be_fitted_with(deferred):
         ]
 
     run = fit(Classifier(mlp(4, 6, 3)), *mine(), max_epochs=1)
-    again = fit(Classifier(mlp(4, 6, 3)), *callbacks, max_epochs=1)
+    again = fit(Classifier(mlp(4, 6, 3)), *reversed(callbacks), max_epochs=1)
     for norm in (run.callbacks[0], callbacks[0]):
         assert [row["step"] for row in norm.history][-3:] == [1, 2, 3]
     assert driver_of(run).probes == driver_of(again).probes == 3
