@@ -57,7 +57,7 @@ def _is_mlflow(sink: Any) -> bool:
 def _wandb_histogram(sink: Any, key: str, values: Tensor, step: int) -> None:
     import wandb
 
-    sink.log_metrics({key: wandb.Histogram(values.tolist(), num_bins=BINS)}, step=step)
+    sink.log_metrics(metrics={key: wandb.Histogram(values.tolist(), num_bins=BINS)}, step=step)
 
 
 def _mlflow_histogram(sink: Any, key: str, values: Tensor, step: int) -> None:
@@ -186,7 +186,7 @@ class Loggers:
 
 def _send_scalars(sink: Any, values: Mapping[str, float], step: int) -> None:
     if hasattr(sink, "log_metrics"):
-        sink.log_metrics(dict(values), step=step)
+        sink.log_metrics(metrics=dict(values), step=step)  # by keyword, as Lightning and Fabric do
     elif hasattr(sink, "add_scalar"):
         for key, value in values.items():
             sink.add_scalar(key, value, step)

@@ -133,6 +133,18 @@ def test_a_logger_that_fails_keeps_nothing_from_the_others():
     assert seen == [(VALUES, 3)]
 
 
+def test_scalars_are_sent_as_lightning_and_fabric_send_them():
+    """By keyword: a logger may take them in no other way, and who wraps one finds them under their names."""
+    seen = []
+
+    class Logger:
+        def log_metrics(self, **given):
+            seen.append(given)
+
+    assert Loggers([Logger()], pytest.fail).send(VALUES, {}, 3) == []
+    assert seen == [{"metrics": VALUES, "step": 3}]
+
+
 def test_other_ranks_send_scalars_alone():
     """Lightning's experiments of other ranks have every attribute, and do nothing."""
     seen = []
