@@ -150,7 +150,8 @@ def strangers() -> list[str]:
             lines.append(f"| {word}, {seed} | {s['sick']} | {s['healthy']} | {cells} | {s['most_kinds']} |")
     lines += ["", "| kind | runs | right at first sight | right now |", "|---|---|---|---|"]
     for kind, s in now["kinds"].items():
-        before, after = (round(part["kinds"][kind]["kind_right"] * s["sick"]) for part in (first, now))
+        counts = [part["kinds"][kind] for part in (first, now)]
+        before, after = (f"{round(c['kind_right'] * c['sick'])} of {c['sick']}" for c in counts)
         lines.append(f"| {kind} | {s['sick']} | {before} | {after} |")
     untrue = [run["name"] for run in now["runs"] if not run["holds"]]
     lines += ["", f"Not counted, as their truth contradicts their label: {listed(untrue)}. "]
