@@ -132,10 +132,11 @@ what was found was mended, so these runs are blind no longer. Where several kind
 under the first.
 
 Runs whose truth contradicted their label were made milder or harsher, or given another limit of the truth,
-some of them after the rules had been read; their first form does not count. Two count at first sight in a form
-whose truth asked too little, and have been replaced since: a rate that was twelve times too high for six steps
-(nine of ten units had died, so the alarm was true), and attention that did not stay flat to the end. A text
-model whose code carries .02 nats is not counted as its truth (no unit varies) does not hold; it would be a miss.
+some of them after the rules had been read; their first form does not count. Two count at first sight in a
+form whose truth asked too little, and have been replaced since: a rate that was twelve times too high for six
+steps (nine of ten units had died, so the alarm was true), and attention that did not stay flat to the end. A
+text model whose code carries .02 nats is not counted, as its truth (no unit varies) does not hold; it would
+be a miss.
 
 | | sick | healthy | sensitivity | false alarms | kind | most kinds a run |
 |---|---|---|---|---|---|---|
