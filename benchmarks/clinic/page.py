@@ -129,9 +129,14 @@ STRANGERS = """
 how monitors are called and the list of kinds, and no rule, no limit and no case of the clinic. The right
 kinds were fixed before anything was diagnosed. *At first sight*: by the rules as they were then. *Now*: after
 what was found was mended, so these runs are blind no longer. Where several kinds are right, the run is listed
-under the first. Runs whose truth contradicted their label were made milder or harsher before they were
-diagnosed again, and the first form of them does not count; in one of these, a rate that was twelve times too
-high for six steps, the alarm was true: nine of ten units had died.
+under the first.
+
+Runs whose truth contradicted their label were made milder or harsher, or given another limit of the truth,
+some of them after the rules had been read; their first form does not count. Two count at first sight in a
+form whose truth asked too little, and have been replaced since: a rate that was twelve times too high for six
+steps (nine of ten units had died, so the alarm was true), and attention that did not stay flat to the end. A
+text model whose code carries .02 nats is not counted, as its truth (no unit varies) does not hold; it would
+be a miss.
 
 | | sick | healthy | sensitivity | false alarms | kind | most kinds a run |
 |---|---|---|---|---|---|---|
@@ -150,7 +155,8 @@ def strangers() -> list[str]:
             lines.append(f"| {word}, {seed} | {s['sick']} | {s['healthy']} | {cells} | {s['most_kinds']} |")
     lines += ["", "| kind | runs | right at first sight | right now |", "|---|---|---|---|"]
     for kind, s in now["kinds"].items():
-        before, after = (round(part["kinds"][kind]["kind_right"] * s["sick"]) for part in (first, now))
+        counts = [part["kinds"][kind] for part in (first, now)]
+        before, after = (f"{round(c['kind_right'] * c['sick'])} of {c['sick']}" for c in counts)
         lines.append(f"| {kind} | {s['sick']} | {before} | {after} |")
     untrue = [run["name"] for run in now["runs"] if not run["holds"]]
     lines += ["", f"Not counted, as their truth contradicts their label: {listed(untrue)}. "]
