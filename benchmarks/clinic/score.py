@@ -13,9 +13,7 @@ from __future__ import annotations
 import argparse
 import fnmatch
 import json
-import shlex
 import statistics
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from ..common import commit, environment
+from ..common import command, commit, environment
 from .cases import all_cases
 from .common import KINDS
 from .fitting import EVERY_N_STEPS, diagnosed
@@ -217,11 +215,6 @@ def table(judged: Sequence[Judged]) -> str:
         if run.wrong:
             lines.append(f"{'false ' if run.sick is None else 'beside'} {run.name}: {', '.join(run.wrong)}")
     return "\n".join(lines)
-
-
-def command() -> str:
-    """Return how this was called, as one types it."""
-    return shlex.join(["python", "-m", "benchmarks.clinic.score", *sys.argv[1:]])
 
 
 def main() -> None:

@@ -15,8 +15,8 @@ WORSE, READINGS = 5.0, 10
 LOW, LESS = 0.1, 0.5
 #: Largest relative distance of a weight from its start: sick .004, healthy .088 and more.
 MOVED, HEAD_MOVED, FALLEN, LAZY_STEP = 0.02, 0.1, 0.8, 100
-#: Alignment of representation and weight beyond chance: sick at most .09 at the first reading, networks that
-#: were trained before .3 to .7.
+#: Alignment of representation and weight beyond chance at the first reading: sick at most .09, the one
+#: network that was trained before .7.
 FEATURES = 0.2
 TURN, EDGE = -0.9, (1.7, 2.3)
 
