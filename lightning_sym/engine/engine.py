@@ -396,12 +396,9 @@ class Engine:
         began = time.perf_counter()
         layers, failures = reduce(self.run.ranks, watches)
         self.seconds["reduction"] += time.perf_counter() - began
-        self.held_bytes = sum(
-            tensor.numel() * tensor.element_size()
-            for watch in watches
-            for statistic in watch.statistics
-            for tensor in watch.sums(statistic)
-        )
+        sums = [tensor for watch in watches for each in watch.statistics for tensor in watch.sums(each)]
+        storages = {each.untyped_storage().data_ptr(): each.untyped_storage().nbytes() for each in sums}
+        self.held_bytes = sum(storages.values())
         self._reader.report(failures, due)
         return layers
 

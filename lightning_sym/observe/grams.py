@@ -33,6 +33,11 @@ def add_gram(sums_DD: Tensor, x_ND: Tensor, *, scale: float = 1.0, anew: bool = 
             part.add_(columns[:, :block].mT @ columns, alpha=scale)
 
 
+def upper(sums: Tensor) -> list[Tensor]:
+    """Return views of what is formed of ``[..., D, D]``: the diagonal's blocks and what is right of each."""
+    return [sums[..., start : start + BLOCK, start:] for start in range(0, sums.shape[-1], BLOCK)]
+
+
 def mirror(sums: Tensor) -> None:
     """Copy what is above the diagonal's blocks below it, of ``[..., D, D]``."""
     for start in range(0, sums.shape[-1] - BLOCK, BLOCK):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from lightning_sym.observe.grams import BLOCK, add_gram, gram, mirror
+from lightning_sym.observe.grams import BLOCK, add_gram, gram, mirror, upper
 
 
 def rows(n, d, dtype=torch.float64):
@@ -42,3 +42,18 @@ def test_several_matrices_are_mirrored_at_once():
     mirror(sums)
     torch.testing.assert_close(sums[0], x.mT @ x)
     torch.testing.assert_close(sums[1], sums[0])
+
+
+@pytest.mark.parametrize("d", [5, BLOCK, 2 * BLOCK + 37])
+def test_what_is_formed_is_all_that_ranks_must_sum(d):
+    x, y = rows(300, d), rows(500, d)
+    mine, other = (torch.full((2, d, d), torch.nan, dtype=torch.float64) for _ in range(2))
+    for sums, part in ((mine, x), (other, y)):
+        for each in sums:
+            add_gram(each, part, anew=True)
+    parts = upper(mine)
+    for part, theirs in zip(parts, upper(other), strict=True):
+        part += theirs
+    mirror(mine)
+    torch.testing.assert_close(mine, (x.mT @ x + y.mT @ y).expand(2, d, d))
+    assert sum(part.numel() for part in parts) <= d * d + d * BLOCK  # of two matrices

@@ -80,6 +80,28 @@ def test_every_key_of_every_monitor_is_that_of_one_rank(kind, ranks, tmp_path):
     assert not compare(one, several)
 
 
+def test_layers_wider_than_a_block_of_products_are_those_of_one_rank(tmp_path):
+    """Of products ranks send what is not below the diagonal's blocks."""
+
+    def wide() -> Any:
+        module = plain("mlp")
+        first, last = module.net[0], module.net[-1]
+        ins, outs = first.in_features, last.out_features
+        module.net = nn.Sequential(nn.Linear(ins, 300), nn.Tanh(), nn.Linear(300, outs)).double()
+        return module
+
+    def run(count: int) -> Any:
+        watching = list(monitors("standard", every_n_steps=2, targets=1, strict=True))
+        loader = shares(dataset("mlp", double=True), BATCH)
+        return on_ranks(count, tmp_path, wide, watching, loader=loader)
+
+    (one,), several = run(1), run(2)
+    assert any(
+        "collapse/net.0/participation_ratio" in key for rows in one["rows"] for key, _ in rows_by_key(rows)
+    )
+    assert not compare(one, several)
+
+
 def test_the_comparison_can_fail():
     def of(value: float, **more: float) -> Any:
         return {"rows": [[{"step": 1, "a": value, **more}]], "metrics": {"a": 0.0}, "error": ""}

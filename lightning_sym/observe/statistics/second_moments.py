@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lightning_sym.functional.eigen import low_rank_eigvalsh
 from lightning_sym.functional.split_halves import split_participation_ratio
-from lightning_sym.observe.grams import add_gram, mirror
+from lightning_sym.observe.grams import add_gram, mirror, upper
 from lightning_sym.observe.statistics.statistic import Statistic, Tally
 from lightning_sym.observe.weights import accumulation_dtype, kept_features
 
@@ -137,17 +137,16 @@ class MomentTally(Tally):
         return half.masked(x_NK.sub_(self._shift_K))
 
     def tensors(self) -> list[Tensor]:
-        """Return counts and raw sums."""
+        """Return counts and raw sums, of products the blocks that are not below the diagonal's."""
         for number in self._empty:
             self.second_HKK[number].zero_()
         self._empty = set()
         if self._open:
             self._open = False
             self.counts.copy_(torch.tensor(self._count))
-            mirror(self.second_HKK)
             if self._ranks > 1 and self._shift_K is not None:
                 self._take_back()  # another rank's point is another one
-        return [self.counts, self.first_HK, self.second_HKK]
+        return [self.counts, self.first_HK, *upper(self.second_HKK)]
 
     def _take_back(self) -> None:
         """Make the sums those about 0."""
@@ -157,7 +156,10 @@ class MomentTally(Tally):
 
     def result(self) -> SampleMoments | None:
         """Return the moments, or None if no sample came."""
-        return SampleMoments(self) if self.counts.sum() > 0 else None
+        if not self.counts.sum() > 0:
+            return None
+        mirror(self.second_HKK)
+        return SampleMoments(self)
 
 
 def about_zero(n_H: Tensor, first_HK: Tensor, shift_K: Tensor) -> Tensor:
