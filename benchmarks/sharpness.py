@@ -76,6 +76,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--only", default="", help="a part of the names of what is measured")
     parser.add_argument("--out", type=Path, default=None, help="a JSON file to write")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -87,6 +88,8 @@ def main() -> None:
         "one product": {"vectors": 1, "lanczos_steps": 0},
         "five products": {"vectors": 5, "lanczos_steps": 0},
     }.items():
+        if args.only not in name:
+            continue
         net = timm.create_model("resnet18", num_classes=10)
         results[name] = measure(net, images, steps=args.steps, **options)
         row = results[name]["steps"]

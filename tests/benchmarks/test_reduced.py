@@ -12,7 +12,7 @@ import torch
 ROOT = Path(__file__).parents[2]
 SCRIPTS = {
     "overhead": "--pairs 1 --steps 12 --batch 2 --arms signal",
-    "sharpness": "--batch 2 --steps 1",
+    "sharpness": "--batch 2 --steps 1 --only one",
     "syre": "--pairs 1 --width 8 --only 100",
     "bumps": "--images 16 --rounds 2",
     "views": "--pairs 1 --one-core --sizes 32 --count 32 --batch 16",
