@@ -157,7 +157,7 @@ class Recurrent(nn.Module):
     def __init__(self, cell, d_in, d, out, act=None, **more):
         super().__init__()
         self.rnn = cell(d_in, d, batch_first=True, **more)
-        self.head = nn.Linear(d, out)
+        self.head = nn.Linear(d * (1 + more.get("bidirectional", False)), out)
 
     def forward(self, x):
         return self.head(self.rnn(x)[0][:, -1])
@@ -358,7 +358,7 @@ class GCN(nn.Module):
         self.register_buffer("A", A)
         self.act, self.residual = (act, residual)
         self.layers = nn.ModuleList([nn.Linear(d_in if i == 0 else d, d) for i in range(depth)])
-        self.head = nn.Linear(d, out)
+        self.head = nn.Linear(d * (1 + more.get("bidirectional", False)), out)
 
     def forward(self, x):
         for i, l in enumerate(self.layers):
