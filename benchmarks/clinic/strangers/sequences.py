@@ -358,7 +358,7 @@ class GCN(nn.Module):
         self.register_buffer("A", A)
         self.act, self.residual = (act, residual)
         self.layers = nn.ModuleList([nn.Linear(d_in if i == 0 else d, d) for i in range(depth)])
-        self.head = nn.Linear(d * (1 + more.get("bidirectional", False)), out)
+        self.head = nn.Linear(d, out)
 
     def forward(self, x):
         for i, l in enumerate(self.layers):
