@@ -463,9 +463,9 @@ def test_faults_are_one_warning_and_bad_input_is_named():
     with pytest.raises(ValueError, match=r"layers='net\.9' matches no layer"):
         fit(classifier(relu()), BalanceMonitor(layers="net.9"))
     with pytest.raises(ValueError, match="inputs='image' is not in the batch"):
-        fit(classifier(relu()), watch(inputs="image"))
-    monitor = BalanceMonitor(inputs="image", every_n_steps=1)
-    with pytest.warns(UserWarning, match=r"BalanceMonitor failed in prepare at step 0.*inputs='image'"):
+        fit(classifier(relu()), BalanceMonitor(inputs="image"))
+    monitor = BalanceMonitor(inputs=lambda batch: batch[7], every_n_steps=1)
+    with pytest.warns(UserWarning, match=r"BalanceMonitor failed in prepare at step 0.*IndexError"):
         fit(classifier(relu()), monitor)
     assert all(set(row) == {"step", "fit"} for row in monitor.history)
 
