@@ -353,6 +353,35 @@ def test_zero_weights_for_good_are_equal_and_frozen():
     assert kinds(rows(**{**zero, "a__moved": [0.0, *[1.0] * 10]})) == []  # a branch that began at zero
 
 
+def test_units_that_became_equal_while_their_weight_shrank_did_so_by_decay():
+    course = {**WIDE, "a__distinct_units": [1.0, *[0.02] * 10]}
+    (found,) = diagnose_run(rows(**course, a__weight_norm=[4.0, *[2.0] * 10]))
+    assert (found.kind, found.cause.partition(";")[0]) == (
+        "equal_units",
+        "weight decay: the weight has come to 50% of its start",
+    )
+    assert found.remedy.startswith("Lower the weight decay")
+    (found,) = diagnose_run(rows(**course, a__weight_norm=[4.0, *[3.9] * 10]))
+    assert found.cause.startswith("the learning rate")
+    always = {**WIDE, "a__distinct_units": 0.02, "a__weight_norm": [4.0, *[2.0] * 10]}
+    (found,) = diagnose_run(rows(**always))
+    assert found.cause.startswith("the initialisation")
+
+
+def test_a_reverse_recurrence_of_which_one_step_is_read_is_a_warning():
+    back, forth = "rnn.hh_l0_reverse", "rnn.hh_l0"
+    seen = {f"{back}__moved": 0.0, f"{back}__weight_gradient": 0.0, f"{forth}__moved": 1.0, "a__moved": 1.0}
+    (found,) = diagnose_run(rows(**seen))
+    assert (found.kind, found.level, found.layer) == ("frozen", "warning", back)
+    assert "only the last position is read" in found.cause
+    both = {**seen, f"{forth}__moved": 0.0, f"{forth}__weight_gradient": 0.0}
+    assert [f.level for f in diagnose_run(rows(**both)) if f.kind == "frozen"] == ["alarm"]
+    flows = {**seen, f"{back}__weight_gradient": 1e-3}  # it has a gradient: no optimizer moves it
+    assert [f.level for f in diagnose_run(rows(**flows)) if f.kind == "frozen"] == ["alarm"]
+    other = {**seen, f"{back}__moved": 1.0, "a__moved": 0.0}
+    assert [f.layer for f in diagnose_run(rows(**other)) if f.kind == "frozen"] == ["a"]
+
+
 def test_lost_rank_explains_flat_attention_behind_it():
     flat = {"attention_least": 1.0, "attention_most": 1.0, "attention_varies": 0.0}
     deep = {"a__input_directions": 9.0, "a__directions": 9.0, "b__directions": 1.02, "z__directions": 3.0}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from lightning_sym.diagnosis.course import LAST, Course
 from lightning_sym.diagnosis.finding import Finding
@@ -12,6 +13,8 @@ from lightning_sym.diagnosis.rules.common import others
 MOST_OFF = 1 / 3
 #: Said of a layer without a gradient; a dead block has this effect, too.
 NO_GRADIENT = "no gradient reaches it"
+_ONE_STEP = "wiring: only the last position is read, where the reverse direction has made one step from zero"
+_READ_FIRST = "Read the reverse direction at the first position (its final state), or pool over positions."
 
 
 def frozen(course: Course) -> Iterator[Finding]:
@@ -19,7 +22,8 @@ def frozen(course: Course) -> Iterator[Finding]:
 
     Switched off (``requires_grad`` False) counts where layers before and after it are trained, in one stretch
     of no more than a third of the layers: frozen backbones, and bases beside adapters, are meant. And where
-    it puts out the same for every sample, which nobody means.
+    it puts out the same for every sample, which nobody means. A warning where it is the recurrence of the
+    reverse direction alone: of that, the last position shows one step.
     Can't see: whether a frozen first layer is meant.
     """
     stuck: list[str] = []
@@ -30,6 +34,11 @@ def frozen(course: Course) -> Iterator[Finding]:
         # Of layers that are not watched only steps that left them as they were are told.
         if len(series) == read >= LAST and series.zero:
             (off if course.get("trained", layer).values[-1:] == [0.0] else stuck).append(layer)
+    unread = [layer for layer in stuck if _shows_one_step(course, layer)]
+    if unread:
+        found = _finding(course, unread, "asks for gradients and has not moved", _ONE_STEP)
+        yield replace(found, level="warning", remedy=_READ_FIRST)
+    stuck = [layer for layer in stuck if layer not in unread]
     if stuck:
         left_out = [layer for layer in stuck if len(course.get("left_out", layer))]
         cause = "wiring: no optimizer has its parameters" if left_out else _why(course, stuck[0])
@@ -47,6 +56,13 @@ def frozen(course: Course) -> Iterator[Finding]:
     mute = [n for n in off if course.get("output_share", n).zero or course.get("directions", n).zero]
     if mute and (trained or stuck):
         yield _finding(course, mute, "is frozen, and its output is the same for every sample", wiring)
+
+
+def _shows_one_step(course: Course, layer: str) -> bool:
+    """Return whether a layer is a reverse recurrence without gradient, whose forward twin is trained."""
+    forward = course.get("moved", layer.removesuffix("_reverse"))
+    trained = layer.endswith("_reverse") and len(forward) > 0 and not forward.zero
+    return trained and course.get("weight_gradient", layer).zero
 
 
 def _why(course: Course, layer: str) -> str:

@@ -16,6 +16,8 @@ DEAD_UNWATCHED = 0.95
 OFFSET = 1e-3
 #: Sick .02 to .12, healthy .97 and more.
 DISTINCT = 0.3
+#: A weight's norm over its first, where its units became equal under decay: .19 and .52.
+SHRUNK = 0.6
 #: Healthy activations stay below .65, sick tanh units are above .83, sick gates above .72.
 SATURATED = 0.7
 #: A loss that keeps more than this share of its first has not fallen.
@@ -89,7 +91,11 @@ def equal_units(course: Course) -> Iterator[Finding]:
             found[layer] = since
     if found:
         layer = next(iter(found))
-        value = course.get("distinct_units", layer).last
+        value, norm = course.get("distinct_units", layer).last, course.get("weight_norm", layer).finite
+        cause, remedy = began(course, found[layer]), "Initialise weights at random"
+        if found[layer] > course.steps[0] and len(norm) and norm.last < SHRUNK * norm.first:
+            cause = f"weight decay: the weight has come to {norm.last / norm.first:.0%} of its start"
+            remedy = "Lower the weight decay"
         yield Finding(
             "equal_units",
             "alarm",
@@ -98,8 +104,8 @@ def equal_units(course: Course) -> Iterator[Finding]:
             value,
             DISTINCT,
             f"Only {value:.0%} of the units of {layer}{others(list(found))} differ from one another.",
-            began(course, found[layer]) + "; equal units get equal gradients (permutation symmetry)",
-            "Initialise weights at random, or let Syre break the symmetry.",
+            f"{cause}; equal units get equal gradients (permutation symmetry)",
+            f"{remedy}, or let Syre break the symmetry.",
         )
 
 
