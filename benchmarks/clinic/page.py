@@ -119,7 +119,7 @@ def page() -> str:
         if absent:
             names = listed(absent) if len(absent) < count else f"all but the {count} that are counted"
             lines.append(f"- Seed {seed}, {len(absent)}: {names}.")
-    return "\n".join([*lines, *strangers()]) + "\n"
+    return "\n".join([*lines, *strangers(), *weights()]) + "\n"
 
 
 STRANGERS = """
@@ -172,6 +172,39 @@ def strangers() -> list[str]:
                 want = ", ".join(run["expected"]) or "healthy"
                 lines.append(f"- {word}, {run['name']}: {want}; alarms: {listed(run['alarms'])}")
     return lines
+
+
+WEIGHTS = """
+## Weights alone
+
+`diagnose_weights` on untrained networks of {networks} of timm's families raises an alarm in {alarmed}. In
+copies of each one layer is spoiled in five ways: every second unit made equal to the one before, half of the
+units zero, rank two, the weight scaled to nothing, a NaN (`benchmarks/weights.py`). An alarm names the layer
+and a right kind in {named} of {copies} copies, and another layer in {others}.{unnamed}
+"""
+
+
+def weights() -> list[str]:
+    """Return what the page says of networks' weights alone."""
+    found = json.loads((DOCS / "results" / "weights_alone.json").read_text())["results"]
+    copies = {
+        f"{name} ({word})": told
+        for name, result in found.items()
+        for word, told in result.items()
+        if isinstance(told, dict)
+    }
+    missed = [name for name, told in copies.items() if not told["named"]]
+    said = WEIGHTS.format(
+        networks=len(found),
+        alarmed=sum(bool(result["untrained"]) for result in found.values()) or "none",
+        named=len(copies) - len(missed),
+        copies=len(copies),
+        others=sum(bool(told["others"]) for told in copies.values()) or "none",
+        unnamed=f" Without an alarm: {listed(missed)}; what ends a residual branch may begin at zero."
+        if missed
+        else "",
+    )
+    return said.rstrip("\n").split("\n")
 
 
 if __name__ == "__main__":
