@@ -81,7 +81,7 @@ def measure(arm: str, point: dict[str, int], rank: int, address: str) -> dict[st
     if point["ranks"] > 1:
         dist.init_process_group("gloo", init_method=address, rank=rank, world_size=point["ranks"])
     found = once(arm, lambda _: network(point), options)
-    readings = STEPS // EVERY
+    readings = 1 + STEPS // EVERY  # step 1 is always due
     return {
         "steps": found["probed"] / found["unprobed"] - 1,
         "held_mb": found["held_mb"],
