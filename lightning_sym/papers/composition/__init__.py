@@ -11,9 +11,9 @@ Verdicts:
   distribution 43-fold at reduced length, 18-fold at full length (ratios of medians over three seeds; by
   seed 23 to 61 and 8 to 60; paper: 200-fold, one seed at its last epoch). Errors scatter by a factor of ten
   over seeds.
-* ``examples/stripes_vs_bumps.py``: with stripes few images are enough (at sides 12, 16 and 20 the smallest
-  sets that were tried, 4 N), without 384, 2048 and more than 2560 (medians). From below 4 N the number with
-  stripes is not known yet.
+* *direction only* (``examples/stripes_vs_bumps.py``, three seeds): with stripes 24, 64 and 80 images are
+  enough at sides 12, 16 and 20 (medians), without 192, 2048 and more than 2560. The power of N with stripes
+  is 1.1 to 2.4 by seed (paper: about 1): three near sides and a grid of factors of two do not tell it.
 
 Read in any fit by :class:`lightning_sym.callbacks.CompositionMonitor`; data by
 :class:`lightning_sym.datamodules.GaussianBumpsDataModule`. The room holds the decoders.
