@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from common import write_json
+from common import spread, write_json
 from overhead import EVERY, Transformer, once
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
@@ -126,11 +126,7 @@ def grow(axis: str, values: tuple[int, ...], rounds: int) -> list[dict[str, Any]
             peak = statistics.median(mine["peak_mb"]) - statistics.median(e["peak_mb"] for e in found["none"])
             bare = statistics.median(each["sent_mb"] for each in found["none"])
             row[arm] = {
-                "steps": {
-                    "median": statistics.median(mine["steps"]),
-                    "low": min(mine["steps"]),
-                    "high": max(mine["steps"]),
-                },
+                "steps": spread(mine["steps"]),
                 "held_mb": mine["held_mb"][0],
                 "peak_mb": peak,
                 "sent_mb": statistics.median(mine["sent_mb"]) - bare,

@@ -23,7 +23,7 @@ from typing import Any
 
 import timm
 import torch
-from common import paired, spread, write_json
+from common import paired, write_json
 
 from lightning_sym import find_symmetries
 from lightning_sym.cli import main as cli
@@ -92,7 +92,7 @@ def work(name: str, size: int, rounds: int) -> dict[str, Any]:
         warmup=0,
     )
     millions = sum(p.numel() for p in net.parameters()) / 1e6
-    told = {key: spread([a / b for a, b in zip(row["costs"], found["step"]["costs"], strict=True)])
+    told = {key: {each: row[each] for each in ("median", "low", "high")}
             for key, row in found.items() if key != "step"}  # fmt: skip
     return {"millions": millions, "in_steps": told}
 

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ...common import commit, environment
+from ...common import command, commit, environment
 from ..common import KINDS as ALL
 from ..fitting import diagnosed
 from .base import CASES
@@ -91,10 +91,9 @@ def main() -> None:
             print(f"{run['name']}: expected {run['expected']}, alarms {run['alarms']}{words}")
     if args.json is not None:
         whole = json.loads(args.json.read_text()) if args.json.exists() else {}
-        command = f"python -m benchmarks.clinic.strangers.score --as {args.part} --json {args.json}"
         done = {run["name"] for run in runs}
         found["not_run"] = [name for name in CASES if not any(f"{name}.{seed}" in done for seed in range(9))]
-        whole[args.part] = {"command": command, "commit": args.rules or commit(), **found}
+        whole[args.part] = {"command": command(), "commit": args.rules or commit(), **found}
         args.json.write_text(json.dumps(whole, indent=1) + "\n")
 
 
